@@ -1,0 +1,176 @@
+package erofs
+
+import (
+	"archive/tar"
+	"fmt"
+	"io"
+)
+
+// readData gives a regular file its place in the blob and hands its bytes on.
+func (t *Tree) readData(n *Inode, h *tar.Header, headers []byte, src *tarSource) error {
+	sparse, err := sparseRuns(h, headers)
+	if err != nil {
+		return err
+	}
+	if sparse != nil {
+		err = t.placeSparse(n, sparse, src.off)
+	} else {
+		err = t.placeWhole(n, src.off)
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range n.Data {
+		part := src.take(e.Len)
+		if t.opts.Data != nil {
+			if err := t.opts.Data(e, part); err != nil {
+				return err
+			}
+		}
+		if err := part.drain(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *Tree) placeWhole(n *Inode, stream int64) error {
+	if n.Size == 0 {
+		return nil
+	}
+	at, err := t.allocate(n.Size)
+	if err != nil {
+		return err
+	}
+	n.Data = []Extent{{File: 0, Blob: at, Stream: stream, Len: n.Size}}
+	for n.Size > BlockSize<<n.chunkBits {
+		n.chunkBits++
+	}
+	return nil
+}
+
+// placeSparse gives blob space only to the chunks that hold data, so that a
+// hostile hole costs nothing.
+func (t *Tree) placeSparse(n *Inode, runs []sparseRun, stream int64) error {
+	const maxChunks = 1 << 16
+	for n.Size>>n.chunkBits > maxChunks*BlockSize {
+		n.chunkBits++
+	}
+	chunk := int64(BlockSize) << n.chunkBits
+	var at, placed int64 = 0, -1 // the chunk last given space, and where
+	for _, run := range runs {
+		for off := run.off; off < run.off+run.len; {
+			if off/chunk != placed {
+				placed = off / chunk
+				var err error
+				if at, err = t.allocate(min(chunk, n.Size-placed*chunk)); err != nil {
+					return err
+				}
+			}
+			part := min(run.off+run.len, (placed+1)*chunk) - off
+			n.Data = append(n.Data, Extent{File: off, Blob: at + off%chunk, Stream: stream, Len: part})
+			off += part
+			stream += part
+		}
+	}
+	return nil
+}
+
+func (t *Tree) allocate(n int64) (int64, error) {
+	at := t.BlobSize
+	if n > t.opts.Limits.BlobSize-at {
+		return 0, fmt.Errorf("%w layer: more than %d bytes of files", ErrInvalid, t.opts.Limits.BlobSize)
+	}
+	t.BlobSize += alignUp(n, BlockSize)
+	return at, nil
+}
+
+// chunks are the block addresses of the file's chunks, nullBlock for holes.
+func (n *Inode) chunks() []uint32 {
+	chunk := int64(BlockSize) << n.chunkBits
+	addr := make([]uint32, (n.Size+chunk-1)/chunk)
+	for i := range addr {
+		addr[i] = nullBlock
+	}
+	for _, e := range n.Data {
+		addr[e.File/chunk] = uint32((e.Blob - e.File%chunk) / BlockSize)
+	}
+	return addr
+}
+
+// tarSource is the stream under a tar.Reader. It knows its offset, keeps the
+// raw headers of an entry for what tar.Reader does not tell, and lets file
+// contents be read past the tar.Reader, which would make up the zeros of every
+// hole, terabytes where a header says so.
+type tarSource struct {
+	r    io.Reader
+	off  int64
+	owed int64 // bytes taken past the tar.Reader, which will still skip them
+
+	capturing bool
+	headers   []byte
+}
+
+// maxHeaders is more than the special entries that archive/tar itself accepts,
+// of 1 MiB each.
+const maxHeaders = 8 << 20
+
+func (s *tarSource) Read(p []byte) (int, error) {
+	if s.owed > 0 {
+		n := min(int64(len(p)), s.owed)
+		s.owed -= n
+		return int(n), nil
+	}
+	n, err := s.r.Read(p)
+	s.off += int64(n)
+	if s.capturing {
+		if len(s.headers)+n > maxHeaders {
+			return 0, fmt.Errorf("%w headers: more than %d bytes", ErrInvalid, maxHeaders)
+		}
+		s.headers = append(s.headers, p[:n]...)
+	}
+	return n, err
+}
+
+// startHeaders begins to keep what is read.
+func (s *tarSource) startHeaders() { s.capturing, s.headers = true, s.headers[:0] }
+
+// stopHeaders returns what was read, from the first header block on. It is
+// valid until startHeaders.
+func (s *tarSource) stopHeaders() []byte {
+	s.capturing = false
+	padding := (s.off - int64(len(s.headers))) & (tarBlock - 1)
+	if padding != 0 {
+		padding = tarBlock - padding
+	}
+	return s.headers[min(int(padding), len(s.headers)):]
+}
+
+// take returns the next n bytes of the stream.
+func (s *tarSource) take(n int64) *content {
+	s.owed += n
+	return &content{src: s, left: n}
+}
+
+type content struct {
+	src  *tarSource
+	left int64
+}
+
+func (c *content) Read(p []byte) (int, error) {
+	if c.left == 0 {
+		return 0, io.EOF
+	}
+	n, err := c.src.r.Read(p[:min(int64(len(p)), c.left)])
+	c.src.off += int64(n)
+	c.left -= int64(n)
+	if err == io.EOF && c.left > 0 {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
+func (c *content) drain() error {
+	_, err := io.Copy(io.Discard, c)
+	return err
+}
