@@ -1,0 +1,89 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"net/http"
+	"strconv"
+	"time"
+)
+
+// Retry is the policy for requests that may succeed when sent again.
+type Retry struct {
+	Attempts int           // tries in a row without progress; zero means 6
+	Base     time.Duration // wait after the first failure; zero means 100 ms
+	Max      time.Duration // longest wait, also for Retry-After; zero means 10 s
+}
+
+func (r Retry) withDefaults() Retry {
+	if r.Attempts == 0 {
+		r.Attempts = 6
+	}
+	if r.Base == 0 {
+		r.Base = 100 * time.Millisecond
+	}
+	if r.Max == 0 {
+		r.Max = 10 * time.Second
+	}
+	return r
+}
+
+// do calls f until it succeeds, fails for good, or the attempts are used up.
+func (r Retry) do(ctx context.Context, f func() error) error {
+	for failures := 1; ; failures++ {
+		err := f()
+		if err == nil {
+			return nil
+		}
+		if failures >= r.Attempts || ctx.Err() != nil || !temporary(err) {
+			return err
+		}
+		timer := time.NewTimer(r.wait(failures, err))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return errors.Join(ctx.Err(), err)
+		case <-timer.C:
+		}
+	}
+}
+
+// wait is exponential with a jitter of half its length, and never shorter than
+// the server asked for.
+func (r Retry) wait(failures int, err error) time.Duration {
+	d := min(r.Max, r.Base<<min(failures-1, 20))
+	d = d/2 + rand.N(d/2+1)
+	var e *Error
+	if errors.As(err, &e) {
+		d = max(d, min(e.retryAfter, r.Max))
+	}
+	return d
+}
+
+// temporary reports whether the same request may fare better later.
+func temporary(err error) bool {
+	var e *Error
+	if !errors.As(err, &e) || errors.Is(err, ErrRange) {
+		return false
+	}
+	switch e.Status {
+	case 0, http.StatusRequestTimeout, http.StatusTooManyRequests:
+		return true
+	case http.StatusOK, http.StatusPartialContent: // the body broke off
+		return true
+	}
+	return e.Status >= 500 && e.Status != http.StatusNotImplemented
+}
+
+// retryAfter reads the header of RFC 9110, 10.2.3.
+func retryAfter(h http.Header) time.Duration {
+	v := h.Get("Retry-After")
+	if s, err := strconv.Atoi(v); err == nil && s >= 0 && s < 1<<20 {
+		return time.Duration(s) * time.Second
+	}
+	if t, err := http.ParseTime(v); err == nil {
+		return max(0, time.Until(t))
+	}
+	return 0
+}
