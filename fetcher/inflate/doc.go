@@ -5,7 +5,7 @@
 // A gzip layer is one long stream: byte n of the tar needs everything before
 // it. Deflate blocks break that chain. At the start of a block the decoder's
 // whole state is a bit offset into the compressed input and the last 32 KiB of
-// output, the window. A [Checkpoint] is that pair, and [Expand] decodes from
+// output, the window. A [Checkpoint] is that pair, and [Expander] decodes from
 // one. A [Reader] decodes a whole stream and hands out checkpoints as it goes.
 //
 // Windows are sparse: of the 32 KiB only those bytes are kept that the stream
@@ -20,12 +20,12 @@
 //
 // RFC 1951 and RFC 1952 as compress/flate and compress/gzip accept them:
 // several members, empty stored blocks, all header fields. A Reader checks the
-// CRC-32 and length of every member. Expand cannot, for it does not see whole
+// CRC-32 and length of every member. An Expander cannot, for it does not see whole
 // members: its caller verifies a digest of the result.
 //
 // # Concurrency and failure
 //
-// A Reader is for one goroutine. Expand may be called from many. No input
+// A Reader and an Expander are each for one goroutine. No input
 // makes them panic, loop, or allocate more than the caller's limits; corrupt
 // input is [ErrCorrupt], short input is io.ErrUnexpectedEOF.
 //

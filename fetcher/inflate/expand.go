@@ -9,7 +9,7 @@ import (
 type Piece struct {
 	// Data is compressed data that begins with the byte that holds the
 	// checkpoint's first bit. At least PieceMargin bytes of capacity behind it
-	// save a copy.
+	// save a copy; they are overwritten.
 	Data []byte
 	// Skip is the number of low bits of Data[0] before the checkpoint, 0 to 7.
 	Skip int
@@ -20,36 +20,33 @@ type Piece struct {
 // PieceMargin is the spare capacity that Expand wants behind Piece.Data.
 const PieceMargin = inMargin + 64
 
-// Expand decodes n bytes of output from a checkpoint into buf, which it grows
-// as needed, and returns them. The result shares buf's memory.
+// Expander decodes pieces. It keeps its buffers from call to call, and is for
+// one goroutine at a time. The zero value is ready.
+type Expander struct {
+	m   members
+	buf []byte
+}
+
+// Expand decodes n bytes of output from a checkpoint. They are valid until the
+// next call.
 //
 // Nothing is verified but the structure of the deflate stream: a wrong window
 // gives wrong bytes.
-func Expand(p Piece, n int, buf []byte) ([]byte, error) {
+func (x *Expander) Expand(p Piece, n int) ([]byte, error) {
 	if p.Skip < 0 || p.Skip > 7 || len(p.Window) != 0 && len(p.Window) != WindowSize {
 		return nil, fmt.Errorf("%w: checkpoint with %d bits and a window of %d bytes", ErrCorrupt, p.Skip, len(p.Window))
 	}
 	if len(p.Data) == 0 {
 		return nil, io.ErrUnexpectedEOF
 	}
-	var m members
-	m.supply = func() error { return nil }
-	m.eof = true
-	m.end = len(p.Data)
-	if cap(p.Data)-len(p.Data) >= PieceMargin {
-		m.in = p.Data[:len(p.Data)+PieceMargin]
-		clear(m.in[m.end:])
-	} else {
-		m.in = make([]byte, len(p.Data)+PieceMargin)
-		copy(m.in, p.Data)
-	}
+	m := &x.m
+	m.restart(p)
 	need := WindowSize + n + outSlack
-	if cap(buf) < need {
-		buf = make([]byte, need)
+	if cap(x.buf) < need {
+		x.buf = make([]byte, need)
 	}
-	m.out = buf[:need]
-	m.o = WindowSize
-	m.hist = WindowSize
+	m.out = x.buf[:need]
+	m.o, m.hist = WindowSize, WindowSize
 	if len(p.Window) != 0 {
 		copy(m.out, p.Window)
 		m.hist = 0
@@ -60,13 +57,7 @@ func Expand(p Piece, n int, buf []byte) ([]byte, error) {
 	limit := WindowSize + n
 	for m.o < limit {
 		if m.state == atEnd {
-			if _, _, err := m.trailer(); err != nil {
-				return nil, err
-			}
-			if err := m.header(); err != nil {
-				if err == io.EOF {
-					err = io.ErrUnexpectedEOF
-				}
+			if err := m.nextMember(); err != nil {
 				return nil, err
 			}
 		}
@@ -75,4 +66,31 @@ func Expand(p Piece, n int, buf []byte) ([]byte, error) {
 		}
 	}
 	return m.out[WindowSize:limit], nil
+}
+
+// restart makes the decoder read p.Data, all of it at hand.
+func (m *members) restart(p Piece) {
+	m.supply = func() error { return nil }
+	m.eof, m.end = true, len(p.Data)
+	m.pos, m.bb, m.nb = 0, 0, 0
+	m.state, m.last, m.stored, m.track = atBlock, false, 0, 0
+	if cap(p.Data)-len(p.Data) >= PieceMargin {
+		m.in = p.Data[:len(p.Data)+PieceMargin]
+		clear(m.in[m.end:])
+	} else {
+		m.in = make([]byte, len(p.Data)+PieceMargin)
+		copy(m.in, p.Data)
+	}
+}
+
+// nextMember goes over a trailer, unchecked, and the header behind it.
+func (m *members) nextMember() error {
+	if _, _, err := m.trailer(); err != nil {
+		return err
+	}
+	err := m.header()
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
 }

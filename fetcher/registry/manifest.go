@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -93,10 +94,7 @@ func (r *Repository) Referrers(ctx context.Context, subject digest.Digest, artif
 		})
 		tag <- answer{body, err}
 	}()
-	body, _, err := r.get(ctx, call{
-		op: "get referrers of " + subject.String(), path: "referrers/" + subject.String(),
-		cap: docker.HostCapabilityPull, header: http.Header{"Accept": {v1.MediaTypeImageIndex}}, accept: []int{http.StatusOK},
-	})
+	body, _, err := r.get(ctx, referrersCall(subject))
 	fallback := <-tag
 	var lists [][]byte
 	if err == nil {
@@ -150,3 +148,26 @@ func (r *Repository) get(ctx context.Context, c call) (body []byte, header http.
 	return body, header, err
 }
 
+// ListsReferrer reports whether the registry's referrers API exists and lists
+// a referrer of the subject.
+func (r *Repository) ListsReferrer(ctx context.Context, subject, referrer digest.Digest) (bool, error) {
+	body, _, err := r.get(ctx, referrersCall(subject))
+	if NotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	var index v1.Index
+	if json.Unmarshal(body, &index) != nil {
+		return false, nil
+	}
+	return slices.ContainsFunc(index.Manifests, func(d v1.Descriptor) bool { return d.Digest == referrer }), nil
+}
+
+func referrersCall(subject digest.Digest) call {
+	return call{
+		op: "get referrers of " + subject.String(), path: "referrers/" + subject.String(),
+		cap: docker.HostCapabilityPull, header: http.Header{"Accept": {v1.MediaTypeImageIndex}}, accept: []int{http.StatusOK},
+	}
+}

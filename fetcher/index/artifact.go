@@ -1,0 +1,118 @@
+package index
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
+)
+
+// Names in the artifact's manifest.
+const (
+	ArtifactType = "application/vnd.lacuna.index.v1+json"
+	LayerType    = "application/vnd.lacuna.index.layer.v1"
+
+	annotationLayer      = "io.lacuna.index.layer"
+	annotationHeadSize   = "io.lacuna.index.head.size"
+	annotationHeadDigest = "io.lacuna.index.head.digest"
+)
+
+// Entry is the index of one layer in an artifact.
+type Entry struct {
+	Layer      digest.Digest
+	Blob       v1.Descriptor
+	HeadSize   int64
+	HeadDigest digest.Digest
+}
+
+// Find looks for an image's index in its repository. It fails with ErrNone
+// where there is none.
+func Find(ctx context.Context, repo *registry.Repository, image digest.Digest) ([]Entry, error) {
+	list, err := repo.Referrers(ctx, image, ArtifactType)
+	if err != nil {
+		return nil, err
+	}
+	if len(list) == 0 {
+		return nil, fmt.Errorf("%w of image %s in %s", ErrNone, image, repo.Name())
+	}
+	newest := slices.MaxFunc(list, func(a, b v1.Descriptor) int {
+		// RFC 3339 in UTC sorts as text; on a tie the later entry wins.
+		if a.Annotations[v1.AnnotationCreated] <= b.Annotations[v1.AnnotationCreated] {
+			return -1
+		}
+		return 1
+	})
+	_, body, err := repo.Manifest(ctx, newest.Digest.String())
+	if err != nil {
+		return nil, err
+	}
+	return decodeArtifact(body, image)
+}
+
+func decodeArtifact(body []byte, image digest.Digest) ([]Entry, error) {
+	var m v1.Manifest
+	if err := json.Unmarshal(body, &m); err != nil {
+		return nil, fmt.Errorf("%w artifact: %w", ErrFormat, err)
+	}
+	if m.ArtifactType != ArtifactType || m.Subject == nil || m.Subject.Digest != image {
+		return nil, fmt.Errorf("%w artifact: it is not of image %s", ErrFormat, image)
+	}
+	var entries []Entry
+	for _, blob := range m.Layers {
+		e := Entry{
+			Layer:      digest.Digest(blob.Annotations[annotationLayer]),
+			HeadDigest: digest.Digest(blob.Annotations[annotationHeadDigest]),
+			Blob:       blob,
+		}
+		var err error
+		e.HeadSize, err = strconv.ParseInt(blob.Annotations[annotationHeadSize], 10, 64)
+		if err != nil || e.HeadSize < fixedSize || e.HeadSize > min(maxHead, blob.Size) ||
+			blob.MediaType != LayerType || e.Layer.Validate() != nil || e.HeadDigest.Validate() != nil {
+			return nil, fmt.Errorf("%w artifact: entry %s", ErrFormat, blob.Digest)
+		}
+		entries = append(entries, e)
+	}
+	return entries, nil
+}
+
+// FetchHead reads the head of a layer's index, verified.
+func FetchHead(ctx context.Context, repo *registry.Repository, e Entry) ([]byte, error) {
+	head := make([]byte, e.HeadSize)
+	if err := repo.Blob(e.Blob).ReadAt(ctx, head, 0); err != nil {
+		return nil, fmt.Errorf("index of layer %s: %w", e.Layer, err)
+	}
+	if got := e.HeadDigest.Algorithm().FromBytes(head); got != e.HeadDigest {
+		return nil, fmt.Errorf("%w of layer %s: head has digest %s", ErrFormat, e.Layer, got)
+	}
+	return head, nil
+}
+
+// encodeArtifact makes the manifest.
+func encodeArtifact(subject v1.Descriptor, entries []Entry, created string) ([]byte, error) {
+	m := v1.Manifest{
+		Versioned:    specs.Versioned{SchemaVersion: 2},
+		MediaType:    v1.MediaTypeImageManifest,
+		ArtifactType: ArtifactType,
+		Config:       v1.DescriptorEmptyJSON,
+		Subject:      &subject,
+		Annotations:  map[string]string{v1.AnnotationCreated: created},
+	}
+	for _, e := range entries {
+		d := e.Blob
+		d.MediaType = LayerType
+		d.Annotations = map[string]string{
+			annotationLayer:      e.Layer.String(),
+			annotationHeadSize:   strconv.FormatInt(e.HeadSize, 10),
+			annotationHeadDigest: e.HeadDigest.String(),
+		}
+		m.Layers = append(m.Layers, d)
+	}
+	return json.Marshal(m)
+}

@@ -1,0 +1,162 @@
+package index
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/lacuna-snapshotter/lacuna/fetcher"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/inflate"
+)
+
+// Expect is what a layer must turn out to be. Empty fields are not checked.
+type Expect struct {
+	Layer  digest.Digest
+	DiffID digest.Digest
+}
+
+// Create reads a whole gzip layer and writes its index to path, by rename. It
+// returns the head and, for the caller's use, what the layer was built into.
+func Create(ctx context.Context, packed io.Reader, path string, opts fetcher.BuildOptions, want Expect) (*Head, *fetcher.Built, error) {
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBetterCompression), zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		return nil, nil, err
+	}
+	defer enc.Close()
+	groups, err := os.CreateTemp(filepath.Dir(path), ".groups-*")
+	if err != nil {
+		return nil, nil, err
+	}
+	defer os.Remove(groups.Name())
+	defer groups.Close()
+
+	h := &Head{}
+	w := &groupWriter{h: h, enc: enc, out: groups}
+	built, err := fetcher.Build(ctx, packed, opts, w.add)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := w.finish(len(built.Map.Checkpoints)); err != nil {
+		return nil, nil, err
+	}
+	if err := want.check(built.Map); err != nil {
+		return nil, nil, err
+	}
+	h.Map, h.Bootstrap = built.Map, built.Bootstrap
+	head := encodeHead(h, enc)
+	if _, err := groups.Seek(0, io.SeekStart); err != nil {
+		return nil, nil, err
+	}
+	return h, built, writeFile(path, head, groups)
+}
+
+func (e Expect) check(m *fetcher.Map) error {
+	if e.Layer != "" && e.Layer != m.Layer {
+		return fmt.Errorf("layer has digest %s, expected %s", m.Layer, e.Layer)
+	}
+	if e.DiffID != "" && e.DiffID != m.DiffID {
+		return fmt.Errorf("layer %s has diff ID %s, the image's configuration says %s", m.Layer, m.DiffID, e.DiffID)
+	}
+	return nil
+}
+
+// groupWriter packs windows into groups of groupSize checkpoints.
+type groupWriter struct {
+	h   *Head
+	enc *zstd.Encoder
+	out io.Writer
+	raw []byte // windows of the group in the making
+}
+
+// add takes the window of a checkpoint; those without one are not reported.
+func (w *groupWriter) add(checkpoint int, window []byte) error {
+	if err := w.close(checkpoint / groupSize); err != nil {
+		return err
+	}
+	w.raw = append(w.raw, window...)
+	return nil
+}
+
+// close writes groups until only those before the given one are there.
+func (w *groupWriter) close(group int) error {
+	for len(w.h.Groups) < group {
+		packed := w.enc.EncodeAll(w.raw, nil)
+		w.raw = w.raw[:0]
+		w.h.Groups = append(w.h.Groups, Group{
+			First: len(w.h.Groups) * groupSize, Count: groupSize,
+			Len: int64(len(packed)), Digest: sha256.Sum256(packed),
+		})
+		if _, err := w.out.Write(packed); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *groupWriter) finish(checkpoints int) error {
+	if err := w.close((checkpoints + groupSize - 1) / groupSize); err != nil {
+		return err
+	}
+	if rest := checkpoints % groupSize; rest != 0 {
+		w.h.Groups[len(w.h.Groups)-1].Count = rest
+	}
+	return nil
+}
+
+// unpackGroup returns the windows of a group, the whole of packed verified.
+func (h *Head) unpackGroup(g Group, packed []byte) (windows [][]byte, err error) {
+	if sha256.Sum256(packed) != g.Digest {
+		return nil, fmt.Errorf("%w: windows of checkpoints [%d,%d) have another digest", ErrFormat, g.First, g.First+g.Count)
+	}
+	n := 0
+	for _, c := range h.Map.Checkpoints[g.First : g.First+g.Count] {
+		if c.Window {
+			n++
+		}
+	}
+	raw, err := unpack(packed, int64(n*inflate.WindowSize))
+	if err != nil {
+		return nil, err
+	}
+	windows = make([][]byte, g.Count)
+	for i, c := range h.Map.Checkpoints[g.First : g.First+g.Count] {
+		if c.Window {
+			windows[i], raw = raw[:inflate.WindowSize:inflate.WindowSize], raw[inflate.WindowSize:]
+		}
+	}
+	return windows, nil
+}
+
+// writeFile writes parts to path so that it appears whole and durable or not
+// at all.
+func writeFile(path string, head []byte, rest io.Reader) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), ".index-*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+			os.Remove(f.Name())
+		}
+	}()
+	if _, err := f.Write(head); err != nil {
+		return err
+	}
+	if _, err := io.Copy(f, rest); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}

@@ -1,0 +1,50 @@
+// Package index is the artifact that makes a layer random-access: its format,
+// how it is made, stored, pushed and found.
+//
+// # Artifact
+//
+// An image's index is an OCI image manifest with artifactType [ArtifactType]
+// and the image's manifest as its subject, found with the referrers API or the
+// tag that stands in for it. It has one blob of type [LayerType] for each gzip
+// layer; annotations say which layer, and how long the blob's head is and what
+// digest the head has. Only the head is needed to mount.
+//
+// # Layer blob
+//
+//	head    fixed part | zstd(bootstrap) | zstd(map)
+//	groups  zstd(windows of 16 checkpoints), one after the other
+//
+// The fixed part is little-endian:
+//
+//	0    8   magic "LACUNAX1"
+//	8    4   length of the head
+//	12   4   length of the bootstrap, unpacked
+//	16   4   length of the bootstrap, packed
+//	20   4   length of the map, unpacked
+//	24   4   length of the map, packed
+//
+// The map is made of unsigned varints (encoding/binary) unless noted: layer
+// digest and diff ID (32 bytes each), packed, stream and blob size, span size,
+// grain; the extents (count, then, each: blob offset less the first 4096-byte
+// block behind the last extent, as a signed varint; gap in the stream; length); the checkpoints (count, then bit offset, stream offset and window
+// flag together, as differences); the stops (count, then differences); the
+// groups (count, then checkpoints, packed length and 32 bytes of SHA-256 each);
+// the span digests (count, then 32 bytes each).
+//
+// A version that cannot be read gets another magic. Golden files in testdata
+// hold the format still.
+//
+// # Trust
+//
+// A manifest is read by digest, its annotation covers the head, the head covers
+// the groups and the spans. Whoever may push a referrer to the image's
+// repository may say what its files hold: the same people who may push the
+// image. The layer digest in the head must be the one asked for. See
+// ARCHITECTURE.md for what follows.
+//
+// # Concurrency and failure
+//
+// Decoding bounds every count by the bytes that are there before it allocates,
+// and fails with [ErrFormat]. A [Store] may be used from many goroutines and
+// processes: files appear by rename.
+package index

@@ -1,0 +1,393 @@
+package index
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"io"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/platforms"
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/lacuna-snapshotter/lacuna/erofs"
+	"github.com/lacuna-snapshotter/lacuna/fetcher"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/registry/registrytest"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+func create(t testing.TB, packed []byte, opts fetcher.BuildOptions) (*Head, string) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "index")
+	h, _, err := Create(t.Context(), bytes.NewReader(packed), path, opts, Expect{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h, path
+}
+
+func TestRoundTrip(t *testing.T) {
+	packed := layertest.Gzip(t, layertest.Tar(t, 60, 1))
+	h, path := create(t, packed, fetcher.BuildOptions{Spacing: 64 << 10})
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := DecodeHead(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, h) {
+		t.Error("decoded head differs")
+	}
+	if h.Map.Layer != digest.FromBytes(packed) || int64(len(b)) != h.BlobSize() {
+		t.Errorf("layer %s, %d bytes of %d", h.Map.Layer, len(b), h.BlobSize())
+	}
+	if err := erofs.Check(got.Bootstrap, got.Map.BlobSize); err != nil {
+		t.Error(err)
+	}
+	_, again := create(t, packed, fetcher.BuildOptions{Spacing: 64 << 10})
+	if second, _ := os.ReadFile(again); !bytes.Equal(b, second) {
+		t.Error("two runs gave different indexes")
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	layer := fetcher.Layer{Map: got.Map, Remote: &layertest.Remote{Data: packed}, Windows: NewWindows(got, f, nil)}
+	n := int64(0)
+	for i := range got.Map.Spans() {
+		if err := layer.Fetch(t.Context(), i, i+1, func(int64, []byte) error { n++; return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n != got.Map.Spans() || n < 20 {
+		t.Errorf("%d spans", n)
+	}
+}
+
+// TestGolden holds the format still: an index that an older version wrote must
+// decode to the same map.
+func TestGolden(t *testing.T) {
+	golden, want := "testdata/layer.index", "testdata/layer.json"
+	if *update {
+		h, path := create(t, layertest.Gzip(t, layertest.Tar(t, 5, 9)), fetcher.BuildOptions{Spacing: 64 << 10, SpanSize: 64 << 10})
+		b, _ := os.ReadFile(path)
+		j, _ := json.MarshalIndent(h.Map, "", " ")
+		for name, data := range map[string][]byte{golden: b, want: j} {
+			if err := os.WriteFile(name, data, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	b, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := DecodeHead(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, _ := json.MarshalIndent(h.Map, "", " ")
+	expected, err := os.ReadFile(want)
+	if err != nil || !bytes.Equal(got, expected) {
+		t.Errorf("the golden index decodes differently: %v", err)
+	}
+}
+
+func TestCreateChecksTheLayer(t *testing.T) {
+	packed := layertest.Gzip(t, layertest.Tar(t, 5, 1))
+	for _, want := range []Expect{{Layer: digest.FromString("x")}, {DiffID: digest.FromString("x")}} {
+		path := filepath.Join(t.TempDir(), "index")
+		_, _, err := Create(t.Context(), bytes.NewReader(packed), path, fetcher.BuildOptions{}, want)
+		if err == nil || !strings.Contains(err.Error(), "expected") && !strings.Contains(err.Error(), "configuration says") {
+			t.Error(err)
+		}
+		if left, _ := os.ReadDir(filepath.Dir(path)); len(left) != 0 {
+			t.Errorf("left behind: %v", left)
+		}
+	}
+}
+
+func TestDecodeRefuses(t *testing.T) {
+	_, path := create(t, layertest.Gzip(t, layertest.Tar(t, 20, 1)), fetcher.BuildOptions{})
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for cut := 0; cut < len(b); cut += 1 + len(b)/200 {
+		if h, err := DecodeHead(b[:cut]); err == nil && h.Size > int64(cut) {
+			t.Errorf("accepted %d of %d bytes", cut, len(b))
+		}
+	}
+	old := bytes.Clone(b)
+	copy(old, "LACUNAX0")
+	if _, err := DecodeHead(old); !errors.Is(err, ErrFormat) {
+		t.Errorf("another version: %v", err)
+	}
+}
+
+func TestStore(t *testing.T) {
+	s, err := OpenStore(filepath.Join(t.TempDir(), "indexes"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	packed := layertest.Gzip(t, layertest.Tar(t, 5, 1))
+	layer, other := digest.FromBytes(packed), digest.FromString("other")
+	if _, err := s.Head(layer); !errors.Is(err, ErrNone) {
+		t.Fatal(err)
+	}
+	_, path := create(t, packed, fetcher.BuildOptions{})
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Put(other, b); !errors.Is(err, ErrFormat) || !strings.Contains(err.Error(), "not of") {
+		t.Fatalf("index of another layer: %v", err)
+	}
+	if err := s.Put(layer, b); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Head(layer); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(s.Path(layer), s.Path(other)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Head(other); !errors.Is(err, ErrFormat) {
+		t.Errorf("index of another layer: %v", err)
+	}
+	if list, err := s.Layers(); err != nil || len(list) != 1 || list[0] != other {
+		t.Errorf("%v %v", list, err)
+	}
+	for range 2 {
+		if err := s.Remove(other); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestWindowsFromRemote(t *testing.T) {
+	packed := layertest.Gzip(t, layertest.Tar(t, 100, 1))
+	h, path := create(t, packed, fetcher.BuildOptions{Spacing: 64 << 10})
+	all, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	local := filepath.Join(t.TempDir(), "local")
+	if err := os.WriteFile(local, all[:h.Size], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(local, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if len(h.Groups) < 3 {
+		t.Fatalf("only %d groups", len(h.Groups))
+	}
+	reads, fail := 0, false
+	remote := func(_ context.Context, p []byte, off int64) error {
+		reads++
+		if fail {
+			return errors.New("down")
+		}
+		copy(p, all[off:])
+		return nil
+	}
+	w := NewWindows(h, f, remote)
+	for range 2 { // the second time from what was kept
+		for i, c := range h.Map.Checkpoints {
+			if !c.Window {
+				continue
+			}
+			if _, err := w.Window(t.Context(), i); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if reads != len(h.Groups) {
+		t.Errorf("%d reads for %d groups", reads, len(h.Groups))
+	}
+	if now, _ := os.ReadFile(local); !bytes.Equal(now, all) {
+		t.Error("the local copy did not become complete")
+	}
+	if _, err := f.WriteAt([]byte("damage"), h.Groups[1].Off+5); err != nil {
+		t.Fatal(err)
+	}
+	fail = true
+	if _, err := w.Window(t.Context(), h.Groups[1].First); err == nil {
+		t.Error("damaged windows were used")
+	}
+	all[h.Groups[1].Off+5] ^= 1
+	fail = false
+	if _, err := w.Window(t.Context(), h.Groups[1].First); !errors.Is(err, ErrFormat) {
+		t.Errorf("forged windows: %v", err)
+	}
+}
+
+// testImage puts a two-layer image into the registry.
+func testImage(t *testing.T, reg *registrytest.Registry) (layers [][]byte) {
+	t.Helper()
+	var m v1.Manifest
+	config := v1.Image{Platform: v1.Platform{OS: "linux", Architecture: "amd64"}}
+	for seed := range uint64(2) {
+		tar := layertest.Tar(t, 30, seed)
+		packed := layertest.Gzip(t, tar)
+		layers = append(layers, packed)
+		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, digest.FromBytes(tar))
+		m.Layers = append(m.Layers, v1.Descriptor{MediaType: v1.MediaTypeImageLayerGzip, Digest: reg.AddBlob(packed), Size: int64(len(packed))})
+	}
+	c, err := json.Marshal(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Config = v1.Descriptor{MediaType: v1.MediaTypeImageConfig, Digest: reg.AddBlob(c), Size: int64(len(c))}
+	m.SchemaVersion = 2
+	m.MediaType = v1.MediaTypeImageManifest
+	body, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reg.AddManifest("latest", body)
+	return layers
+}
+
+func TestImageToArtifactAndBack(t *testing.T) {
+	reg := registrytest.New(t)
+	layers := testImage(t, reg)
+	client, err := registry.New(registry.Options{PlainHTTP: true, Retry: registry.Retry{Attempts: 2, Base: time.Millisecond}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, err := ResolveImage(t.Context(), client, reg.Ref("latest"), platforms.All)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := OpenStore(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	watched := 0
+	err = CreateImage(t.Context(), image, store, fetcher.BuildOptions{}, func(_ ImageLayer, r io.Reader) io.Reader {
+		watched++
+		return r
+	})
+	if err != nil || watched != 2 {
+		t.Fatal(watched, err)
+	}
+	if _, err := Find(t.Context(), image.Repo, image.Manifest.Digest); !errors.Is(err, ErrNone) {
+		t.Fatalf("before the push: %v", err)
+	}
+
+	// What Push would send, put there by hand: the real push is tested with a
+	// real registry in the integration tests.
+	var entries []Entry
+	for i := range layers {
+		layer := digest.FromBytes(layers[i])
+		b, err := os.ReadFile(store.Path(layer))
+		if err != nil {
+			t.Fatal(err)
+		}
+		h, err := store.Head(layer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		entries = append(entries, Entry{
+			Layer: layer, HeadSize: h.Size, HeadDigest: digest.FromBytes(b[:h.Size]),
+			Blob: v1.Descriptor{Digest: reg.AddBlob(b), Size: int64(len(b))},
+		})
+	}
+	put := func(subject v1.Descriptor) {
+		body, err := encodeArtifact(subject, entries, "2026-01-01T00:00:00Z")
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := v1.Descriptor{MediaType: v1.MediaTypeImageManifest, ArtifactType: ArtifactType, Digest: reg.AddManifest("index", body), Size: int64(len(body))}
+		list, err := json.Marshal(v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, Manifests: []v1.Descriptor{d}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		reg.AddReferrers(image.Manifest.Digest, list)
+	}
+	put(v1.Descriptor{Digest: digest.FromString("another image")})
+	if _, err := Find(t.Context(), image.Repo, image.Manifest.Digest); !errors.Is(err, ErrFormat) {
+		t.Fatalf("artifact of another image: %v", err)
+	}
+	put(image.Manifest)
+	found, err := Find(t.Context(), image.Repo, image.Manifest.Digest)
+	if err != nil || len(found) != 2 {
+		t.Fatal(found, err)
+	}
+	head, err := FetchHead(t.Context(), image.Repo, found[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := OpenStore(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Put(found[1].Layer, head); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Put(found[0].Layer, head); !errors.Is(err, ErrFormat) {
+		t.Errorf("a head for the wrong layer: %v", err)
+	}
+	reg.Fail(registrytest.Flip)
+	if _, err := FetchHead(t.Context(), image.Repo, found[0]); !errors.Is(err, ErrFormat) {
+		t.Errorf("a damaged head: %v", err)
+	}
+}
+
+func FuzzDecodeHead(f *testing.F) {
+	_, path := create(f, layertest.Gzip(f, layertest.Tar(f, 3, 1)), fetcher.BuildOptions{Spacing: 64 << 10})
+	b, err := os.ReadFile(path)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		h, err := DecodeHead(b)
+		if err == nil {
+			_ = erofs.Check(h.Bootstrap, h.Map.BlobSize)
+		}
+	})
+}
+
+// FuzzMap gets behind zstd: decode, encode, decode is a fixed point.
+func FuzzMap(f *testing.F) {
+	h, _ := create(f, layertest.Gzip(f, layertest.Tar(f, 3, 1)), fetcher.BuildOptions{Spacing: 64 << 10})
+	f.Add(encodeMap(h))
+	enc, err := zstd.NewWriter(nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { enc.Close() })
+	f.Fuzz(func(t *testing.T, b []byte) {
+		h := &Head{}
+		if decodeMap(b, h) != nil || h.Map.Check() != nil {
+			return
+		}
+		again := &Head{}
+		if err := decodeMap(encodeMap(h), again); err != nil {
+			t.Fatal(err)
+		}
+		if !reflect.DeepEqual(h, again) {
+			t.Fatal("not a fixed point")
+		}
+	})
+}

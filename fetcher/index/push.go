@@ -1,0 +1,173 @@
+package index
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/remotes"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
+)
+
+// Pushed tells what Push sent.
+type Pushed struct {
+	Manifest v1.Descriptor
+	Entries  []Entry
+	Tagged   bool // listed by tag, for a registry without the referrers API
+}
+
+// Push sends the stored indexes of an image's layers to its repository, as one
+// artifact that refers to the image. Progress, if not nil, is told of bytes.
+func Push(ctx context.Context, client *registry.Client, image *Image, store *Store, progress func(n int64)) (*Pushed, error) {
+	resolver := docker.NewResolver(docker.ResolverOptions{Hosts: client.Hosts(), Tracker: docker.NewInMemoryTracker()})
+	pusher, err := resolver.Pusher(ctx, image.Repo.Name())
+	if err != nil {
+		return nil, err
+	}
+	var entries []Entry
+	for _, l := range image.Layers {
+		if !l.Indexable() {
+			continue
+		}
+		e, err := pushLayer(ctx, pusher, store, l.Digest, progress)
+		if err != nil {
+			return nil, fmt.Errorf("push index of layer %s: %w", l.Digest, err)
+		}
+		entries = append(entries, e)
+	}
+	body, err := encodeArtifact(image.Manifest, entries, time.Now().UTC().Format(time.RFC3339))
+	if err != nil {
+		return nil, err
+	}
+	desc := v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: digest.FromBytes(body), Size: int64(len(body))}
+	if err := push(ctx, pusher, v1.DescriptorEmptyJSON, bytes.NewReader(v1.DescriptorEmptyJSON.Data), nil); err != nil {
+		return nil, err
+	}
+	if err := push(ctx, pusher, desc, bytes.NewReader(body), nil); err != nil {
+		return nil, fmt.Errorf("push index manifest: %w", err)
+	}
+	p := &Pushed{Manifest: desc, Entries: entries}
+	p.Manifest.ArtifactType = ArtifactType
+	p.Manifest.Annotations = map[string]string{v1.AnnotationCreated: time.Now().UTC().Format(time.RFC3339)}
+	listed, err := image.Repo.ListsReferrer(ctx, image.Manifest.Digest, desc.Digest)
+	if err != nil {
+		return nil, err
+	}
+	if !listed {
+		p.Tagged = true
+		err = tagReferrer(ctx, resolver, image, p.Manifest)
+	}
+	return p, err
+}
+
+func pushLayer(ctx context.Context, pusher remotes.Pusher, store *Store, layer digest.Digest, progress func(int64)) (Entry, error) {
+	h, err := store.Head(layer)
+	if err != nil {
+		return Entry{}, err
+	}
+	f, err := os.Open(store.Path(layer))
+	if err != nil {
+		return Entry{}, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return Entry{}, err
+	}
+	if info.Size() != h.BlobSize() {
+		return Entry{}, fmt.Errorf("%w %s: %d bytes, complete it has %d", ErrFormat, f.Name(), info.Size(), h.BlobSize())
+	}
+	all, head := digest.Canonical.Digester(), digest.Canonical.Digester()
+	if _, err := io.Copy(all.Hash(), f); err != nil {
+		return Entry{}, err
+	}
+	if _, err := io.Copy(head.Hash(), io.NewSectionReader(f, 0, h.Size)); err != nil {
+		return Entry{}, err
+	}
+	e := Entry{
+		Layer: layer, HeadSize: h.Size, HeadDigest: head.Digest(),
+		Blob: v1.Descriptor{MediaType: LayerType, Digest: all.Digest(), Size: info.Size()},
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return Entry{}, err
+	}
+	return e, push(ctx, pusher, e.Blob, f, progress)
+}
+
+// push sends a blob or manifest unless the registry has it.
+func push(ctx context.Context, pusher remotes.Pusher, desc v1.Descriptor, r io.Reader, progress func(int64)) error {
+	w, err := pusher.Push(ctx, desc)
+	if errors.Is(err, errdefs.ErrAlreadyExists) {
+		if progress != nil {
+			progress(desc.Size)
+		}
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	if progress != nil {
+		r = &progressReader{r, progress}
+	}
+	return content.Copy(ctx, w, r, desc.Size, desc.Digest)
+}
+
+type progressReader struct {
+	r     io.Reader
+	count func(int64)
+}
+
+func (p *progressReader) Read(b []byte) (int, error) {
+	n, err := p.r.Read(b)
+	p.count(int64(n))
+	return n, err
+}
+
+// tagReferrer adds the artifact to the image index that a tag stands for, as
+// the distribution specification has it, in place of our older ones.
+func tagReferrer(ctx context.Context, resolver remotes.Resolver, image *Image, d v1.Descriptor) error {
+	subject := image.Manifest.Digest
+	tag := subject.Algorithm().String() + "-" + subject.Encoded()
+	index := v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex}
+	_, body, err := image.Repo.Manifest(ctx, tag)
+	switch {
+	case err == nil:
+		if err := json.Unmarshal(body, &index); err != nil {
+			return fmt.Errorf("tag %s of %s: %w", tag, image.Repo.Name(), err)
+		}
+	case !registry.NotFound(err):
+		return err
+	}
+	kept := []v1.Descriptor{}
+	for _, m := range index.Manifests {
+		if m.ArtifactType != ArtifactType {
+			kept = append(kept, m)
+		}
+	}
+	index.Manifests = append(kept, d)
+	if body, err = json.Marshal(index); err != nil {
+		return err
+	}
+	pusher, err := resolver.Pusher(ctx, image.Repo.Name()+":"+tag)
+	if err != nil {
+		return err
+	}
+	desc := v1.Descriptor{MediaType: v1.MediaTypeImageIndex, Digest: digest.FromBytes(body), Size: int64(len(body))}
+	if err := push(ctx, pusher, desc, bytes.NewReader(body), nil); err != nil {
+		return fmt.Errorf("push tag %s: %w", tag, err)
+	}
+	return nil
+}

@@ -1,0 +1,108 @@
+package index
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"sync"
+)
+
+// ReadRange fills p from a remote blob at off, or fails.
+type ReadRange func(ctx context.Context, p []byte, off int64) error
+
+// Windows serves the windows of one layer from a local copy of its index. What
+// the copy lacks is read from remote and kept: a group is known to be there by
+// its digest, so the file may have holes and survive anything.
+type Windows struct {
+	head   *Head
+	file   *os.File
+	remote ReadRange // nil where the file is all there is
+
+	mu      sync.Mutex
+	flights map[int]*flight // by the group's first checkpoint
+	last    *flight         // kept for the neighbours
+}
+
+type flight struct {
+	done    chan struct{}
+	first   int
+	windows [][]byte
+	err     error
+}
+
+// NewWindows serves from file, which it does not close.
+func NewWindows(h *Head, file *os.File, remote ReadRange) *Windows {
+	return &Windows{head: h, file: file, remote: remote, flights: map[int]*flight{}}
+}
+
+// Window implements fetcher.Windows. A group is fetched once however many ask.
+func (w *Windows) Window(ctx context.Context, checkpoint int) ([]byte, error) {
+	g, err := w.head.group(checkpoint)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		f, mine := w.join(g)
+		if mine {
+			f.windows, f.err = w.load(ctx, g)
+			w.leave(f)
+		}
+		select {
+		case <-f.done:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		if f.err == nil {
+			return f.windows[checkpoint-g.First], nil
+		}
+		if mine || ctx.Err() != nil {
+			return nil, f.err
+		}
+		// Another caller's try failed, perhaps because that one gave up.
+	}
+}
+
+func (w *Windows) join(g Group) (f *flight, mine bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.last != nil && w.last.first == g.First {
+		return w.last, false
+	}
+	if f := w.flights[g.First]; f != nil {
+		return f, false
+	}
+	f = &flight{done: make(chan struct{}), first: g.First}
+	w.flights[g.First] = f
+	return f, true
+}
+
+func (w *Windows) leave(f *flight) {
+	w.mu.Lock()
+	delete(w.flights, f.first)
+	if f.err == nil {
+		w.last = f
+	}
+	w.mu.Unlock()
+	close(f.done)
+}
+
+func (w *Windows) load(ctx context.Context, g Group) ([][]byte, error) {
+	packed := make([]byte, g.Len)
+	if _, err := w.file.ReadAt(packed, g.Off); err == nil {
+		if windows, err := w.head.unpackGroup(g, packed); err == nil {
+			return windows, nil
+		}
+	}
+	if w.remote == nil {
+		return nil, fmt.Errorf("%w: windows at %d are damaged or missing", ErrFormat, g.Off)
+	}
+	if err := w.remote(ctx, packed, g.Off); err != nil {
+		return nil, fmt.Errorf("windows of checkpoints [%d,%d): %w", g.First, g.First+g.Count, err)
+	}
+	windows, err := w.head.unpackGroup(g, packed)
+	if err != nil {
+		return nil, err
+	}
+	_, err = w.file.WriteAt(packed, g.Off)
+	return windows, err
+}

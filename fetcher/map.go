@@ -1,0 +1,178 @@
+package fetcher
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"sort"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Offsets of the three spaces, in bytes.
+type (
+	BlobOffset   int64
+	StreamOffset int64
+	PackedOffset int64
+)
+
+// Extent is a run of bytes that lie together in the blob and in the stream.
+// Blob bytes in no extent are zero.
+type Extent struct {
+	Blob   BlobOffset
+	Stream StreamOffset
+	Len    int64
+}
+
+// Checkpoint is a place where inflate can start.
+type Checkpoint struct {
+	Bit    int64 // offset in the packed layer, in bits
+	Stream StreamOffset
+	Window bool // whether it needs a window; at a gzip member's start it does not
+}
+
+// Digest is the SHA-256 of a span.
+type Digest [sha256.Size]byte
+
+// Map leads from a layer's blob to its bytes in the registry.
+type Map struct {
+	Layer  digest.Digest // of the packed layer
+	DiffID digest.Digest // of the stream
+
+	PackedSize int64
+	StreamSize int64
+	BlobSize   int64
+
+	SpanSize int64 // bytes of blob in a span, a multiple of 4096
+	Grain    int64 // bytes of stream between stops
+
+	Extents     []Extent       // ascending in both spaces, not overlapping
+	Checkpoints []Checkpoint   // ascending; the first is at stream offset 0
+	Stops       []PackedOffset // Stops[i] is enough input for Grain*(i+1) bytes of stream, or for all
+	Digests     []Digest       // of each span; the last may be short
+}
+
+// ErrMap is matched by errors about a map that cannot be right.
+var ErrMap = errors.New("invalid layer map")
+
+// Limits for the fields of a map, far above what real layers need.
+const (
+	maxSize     = 1 << 43 // erofs.DefaultLimits.BlobSize
+	minSpanSize = 4096
+	maxSpanSize = 4 << 20
+	minGrain    = 4096
+	maxGrain    = 4 << 20
+)
+
+// Check verifies all that can be known without the layer: sizes, order,
+// bounds. A map that passes can still lie, which the spans' digests tell.
+func (m *Map) Check() error {
+	bad := func(format string, args ...any) error {
+		return fmt.Errorf("%w: %s", ErrMap, fmt.Sprintf(format, args...))
+	}
+	for _, d := range []digest.Digest{m.Layer, m.DiffID} {
+		if d.Validate() != nil || d.Algorithm() != digest.SHA256 {
+			return bad("digest %q", d)
+		}
+	}
+	for _, n := range []int64{m.PackedSize, m.StreamSize, m.BlobSize} {
+		if n < 0 || n > maxSize {
+			return bad("size %d", n)
+		}
+	}
+	switch {
+	case m.BlobSize%4096 != 0:
+		return bad("blob of %d bytes", m.BlobSize)
+	case m.SpanSize < minSpanSize || m.SpanSize > maxSpanSize || m.SpanSize%4096 != 0:
+		return bad("spans of %d bytes", m.SpanSize)
+	case m.Grain < minGrain || m.Grain > maxGrain:
+		return bad("stops every %d bytes", m.Grain)
+	case int64(len(m.Digests)) != m.Spans():
+		return bad("%d digests for %d spans", len(m.Digests), m.Spans())
+	case int64(len(m.Stops)) != (m.StreamSize+m.Grain-1)/m.Grain:
+		return bad("%d stops", len(m.Stops))
+	case m.StreamSize > 0 && (len(m.Checkpoints) == 0 || m.Checkpoints[0].Stream != 0 || m.Checkpoints[0].Window):
+		return bad("no checkpoint at the start")
+	}
+	var blob BlobOffset
+	var stream StreamOffset
+	for i, e := range m.Extents {
+		if e.Blob < blob || e.Stream < stream || e.Len <= 0 ||
+			e.Len > m.BlobSize-int64(e.Blob) || e.Len > m.StreamSize-int64(e.Stream) {
+			return bad("extent %d: %+v", i, e)
+		}
+		blob, stream = e.Blob+BlobOffset(e.Len), e.Stream+StreamOffset(e.Len)
+	}
+	var at Checkpoint
+	for i, c := range m.Checkpoints {
+		if i > 0 && (c.Stream <= at.Stream || c.Bit <= at.Bit) || c.Bit < 0 || c.Bit/8 >= m.PackedSize || int64(c.Stream) > m.StreamSize {
+			return bad("checkpoint %d: %+v", i, c)
+		}
+		at = c
+	}
+	var stop PackedOffset
+	for i, s := range m.Stops {
+		if s < stop || int64(s) > m.PackedSize {
+			return bad("stop %d at %d", i, s)
+		}
+		stop = s
+	}
+	return nil
+}
+
+// Spans is the number of spans in the blob.
+func (m *Map) Spans() int64 { return (m.BlobSize + m.SpanSize - 1) / m.SpanSize }
+
+// span is the blob range of a span.
+func (m *Map) span(i int64) (from, to BlobOffset) {
+	return BlobOffset(i * m.SpanSize), BlobOffset(min((i+1)*m.SpanSize, m.BlobSize))
+}
+
+// extentAt is the index of the first extent that ends after off.
+func (m *Map) extentAt(off BlobOffset) int {
+	return sort.Search(len(m.Extents), func(i int) bool {
+		return m.Extents[i].Blob+BlobOffset(m.Extents[i].Len) > off
+	})
+}
+
+// streamRange is the part of the stream that the blob range needs; ok is false
+// where it needs none.
+func (m *Map) streamRange(from, to BlobOffset) (first, end StreamOffset, ok bool) {
+	i, j := m.extentAt(from), m.extentAt(to)
+	if i == len(m.Extents) || m.Extents[i].Blob >= to {
+		return 0, 0, false
+	}
+	e := m.Extents[i]
+	first = e.Stream + StreamOffset(max(0, from-e.Blob))
+	if j < len(m.Extents) && m.Extents[j].Blob < to {
+		return first, m.Extents[j].Stream + StreamOffset(to-m.Extents[j].Blob), true
+	}
+	e = m.Extents[j-1]
+	return first, e.Stream + StreamOffset(e.Len), true
+}
+
+// checkpointBefore is the index of the last checkpoint at or before off.
+func (m *Map) checkpointBefore(off StreamOffset) int {
+	return sort.Search(len(m.Checkpoints), func(i int) bool { return m.Checkpoints[i].Stream > off }) - 1
+}
+
+// stopFor is how many packed bytes are enough for the stream before off.
+func (m *Map) stopFor(off StreamOffset) PackedOffset {
+	i := (int64(off) + m.Grain - 1) / m.Grain
+	if i == 0 {
+		return 0
+	}
+	return m.Stops[min(i, int64(len(m.Stops)))-1]
+}
+
+// Fetched is how many bytes a fetch of the spans [first, last) asks the
+// registry for.
+func (m *Map) Fetched(first, last int64) int64 {
+	from, _ := m.span(first)
+	_, to := m.span(last - 1)
+	s, e, ok := m.streamRange(from, to)
+	if !ok {
+		return 0
+	}
+	return int64(m.stopFor(e)) - m.Checkpoints[m.checkpointBefore(s)].Bit/8
+}
