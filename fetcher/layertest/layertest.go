@@ -51,6 +51,23 @@ func Tar(t testing.TB, n int, seed uint64) []byte {
 	return b.Bytes()
 }
 
+// TarOf makes a tar of one executable.
+func TarOf(t testing.TB, name string, content []byte) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o755, Size: int64(len(content))}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(content); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
 // Content is n bytes, part text that repeats, part noise.
 func Content(r *rand.Rand, n int) []byte {
 	b := make([]byte, 0, n+64)

@@ -1,0 +1,132 @@
+package ondemand
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+)
+
+// Options bound what an Engine does at once. Zero values mean the defaults.
+type Options struct {
+	Fetches    int           // fetches at once on the node; 16
+	Background int           // of these, at most so many for filling ahead; 4
+	MaxFetch   int64         // bytes of blob in one fetch; 4 MiB
+	Timeout    time.Duration // how long a fetch may take; 2 minutes
+	BootID     string        // the kernel's, where empty; tests set it
+}
+
+func (o Options) withDefaults() (Options, error) {
+	if o.Fetches == 0 {
+		o.Fetches = 16
+	}
+	if o.Background == 0 {
+		o.Background = max(1, o.Fetches/4)
+	}
+	if o.MaxFetch == 0 {
+		o.MaxFetch = 4 << 20
+	}
+	if o.Timeout == 0 {
+		o.Timeout = 2 * time.Minute
+	}
+	if o.BootID == "" {
+		var err error
+		if o.BootID, err = BootID(); err != nil {
+			return o, err
+		}
+	}
+	if o.Fetches < 1 || o.Background < 0 || o.Background > o.Fetches || o.MaxFetch < 1 {
+		return o, fmt.Errorf("fill engine: %d fetches, %d in the background, %d bytes each", o.Fetches, o.Background, o.MaxFetch)
+	}
+	return o, nil
+}
+
+// Source brings verified spans of one blob. Both may be called from many
+// goroutines.
+type Source interface {
+	// Grow widens [first, last) to what a fetch of it passes anyway.
+	Grow(first, last int64) (int64, int64)
+	// Fetch brings the spans [first, last) in any order. It calls put for each
+	// with its verified bytes, which put does not keep, stops at the first
+	// error, and returns soon after ctx ends.
+	Fetch(ctx context.Context, first, last int64, put func(span int64, data []byte) error) error
+}
+
+// Engine is a node's blobs and the budget they share.
+type Engine struct {
+	Table
+	opts   Options
+	budget *budget
+}
+
+// New makes an engine with no blobs.
+func New(opts Options) (*Engine, error) {
+	opts, err := opts.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	return &Engine{opts: opts, budget: newBudget(opts.Fetches, opts.Background)}, nil
+}
+
+// BlobConfig describes a blob to open.
+type BlobConfig struct {
+	Key      Key
+	Path     string // of the cache file; the records lie beside it
+	Size     int64  // bytes
+	SpanSize int64  // bytes
+	Source   Source
+}
+
+// Open opens a blob's cache file, making it where it is missing, and its
+// records. The file is open for reading and writing until Close: a transport
+// that marks it does so after Open, so that our own writes go unmarked.
+func (e *Engine) Open(c BlobConfig) (*Blob, error) {
+	if c.Size < 0 || c.SpanSize <= 0 {
+		return nil, fmt.Errorf("blob %s: %d bytes in spans of %d", c.Key, c.Size, c.SpanSize)
+	}
+	f, err := os.OpenFile(c.Path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	b := &Blob{
+		key: c.Key, path: c.Path, size: c.Size, spanSize: c.SpanSize,
+		spans: (c.Size + c.SpanSize - 1) / c.SpanSize, source: c.Source,
+		engine: e, file: f, pending: map[int64]*pending{},
+		completed: make(chan struct{}),
+	}
+	if err := b.load(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open blob %s: %w", c.Key, err), f.Close())
+	}
+	if err := e.add(b); err != nil {
+		return nil, errors.Join(err, b.record.close(), f.Close())
+	}
+	return b, nil
+}
+
+func (b *Blob) load() error {
+	info, err := b.file.Stat()
+	if err != nil {
+		return err
+	}
+	if info.Size() != b.size {
+		if info.Size() != 0 {
+			// Not the file that the records were written for.
+			for _, name := range []string{runningName, durableName} {
+				if err := os.Remove(b.path + name); err != nil && !os.IsNotExist(err) {
+					return err
+				}
+			}
+		}
+		if err := errors.Join(b.file.Truncate(0), b.file.Truncate(b.size)); err != nil {
+			return err
+		}
+	}
+	if b.record, err = openRecord(b.path, b.spans, b.spanSize, b.engine.opts.BootID); err != nil {
+		return err
+	}
+	if filled, _ := b.record.counts(); filled == b.spans {
+		close(b.completed)
+	}
+	return nil
+}

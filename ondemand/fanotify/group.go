@@ -1,0 +1,67 @@
+package fanotify
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// NewGroup makes a group for pre-content events. Whoever holds a descriptor of
+// it keeps readers waiting instead of reading holes.
+func NewGroup() (*os.File, error) {
+	flags := uint(unix.FAN_CLASS_PRE_CONTENT | unix.FAN_CLOEXEC | unix.FAN_NONBLOCK |
+		unix.FAN_UNLIMITED_QUEUE | unix.FAN_UNLIMITED_MARKS)
+	fd, err := unix.FanotifyInit(flags, unix.O_RDWR|unix.O_LARGEFILE|unix.O_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("fanotify_init: %w%s", err, hint(err))
+	}
+	return os.NewFile(uintptr(fd), "fanotify"), nil
+}
+
+func hint(err error) string {
+	switch {
+	case errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EINVAL):
+		return " (needs Linux 6.14 with CONFIG_FANOTIFY_ACCESS_PERMISSIONS)"
+	case errors.Is(err, unix.EPERM):
+		return " (needs CAP_SYS_ADMIN)"
+	case errors.Is(err, unix.EMFILE):
+		return " (too many groups: fs.fanotify.max_user_groups)"
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return " (the file system of the cache does not support pre-content events: use ext4, xfs or btrfs)"
+	}
+	return ""
+}
+
+// mark adds or removes the mark on a file.
+func mark(group *os.File, op uint, path string) error {
+	conn, err := group.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var markErr error
+	err = conn.Control(func(fd uintptr) {
+		markErr = unix.FanotifyMark(int(fd), op, unix.FAN_PRE_ACCESS, unix.AT_FDCWD, path)
+	})
+	if err = errors.Join(err, markErr); err != nil {
+		return fmt.Errorf("fanotify_mark %s: %w%s", path, err, hint(err))
+	}
+	return nil
+}
+
+// Probe reports whether pre-content events work for files in dir.
+func Probe(dir string) error {
+	group, err := NewGroup()
+	if err != nil {
+		return err
+	}
+	defer group.Close()
+	f, err := os.CreateTemp(dir, ".probe-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	return mark(group, unix.FAN_MARK_ADD, f.Name())
+}

@@ -1,0 +1,65 @@
+package ondemand
+
+import (
+	"fmt"
+	"sync"
+)
+
+// Key names a blob, in the kernel's words for cachefiles: a volume, which is
+// the domain that layers are shared in, and a cookie, one object of it.
+type Key struct {
+	Volume string
+	Cookie string
+}
+
+func (k Key) String() string { return k.Volume + "/" + k.Cookie }
+
+// Table finds blobs by key.
+type Table struct {
+	mu    sync.RWMutex
+	blobs map[Key]*Blob
+}
+
+// ErrExists says that a key is taken.
+type ErrExists struct{ Key Key }
+
+func (e ErrExists) Error() string { return fmt.Sprintf("blob %s is already open", e.Key) }
+
+func (t *Table) add(b *Blob) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.blobs[b.key] != nil {
+		return ErrExists{b.key}
+	}
+	if t.blobs == nil {
+		t.blobs = map[Key]*Blob{}
+	}
+	t.blobs[b.key] = b
+	return nil
+}
+
+func (t *Table) remove(b *Blob) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.blobs[b.key] == b {
+		delete(t.blobs, b.key)
+	}
+}
+
+// Lookup returns the blob with a key, or nil.
+func (t *Table) Lookup(k Key) *Blob {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.blobs[k]
+}
+
+// All lists the open blobs.
+func (t *Table) All() []*Blob {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	list := make([]*Blob, 0, len(t.blobs))
+	for _, b := range t.blobs {
+		list = append(list, b)
+	}
+	return list
+}
