@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"time"
 )
 
 // Blob is one sparse file that fills up.
@@ -78,6 +79,10 @@ func (b *Blob) Filled() int64 {
 	return min(b.size, filled*b.spanSize)
 }
 
+// FirstHole returns the offset of the first span that is not filled, or the
+// size.
+func (b *Blob) FirstHole() int64 { return min(b.size, b.record.firstHole()*b.spanSize) }
+
 // Completed is closed when the blob has no holes left.
 func (b *Blob) Completed() <-chan struct{} { return b.completed }
 
@@ -147,6 +152,7 @@ func (b *Blob) join(first, last int64, urgent bool) ([]*pending, error) {
 		}
 		if urgent {
 			p.flight.turn.hurry()
+			b.engine.lastWait.Store(time.Now().UnixNano())
 		}
 		// One place among the flight's waiters for each of its spans that we
 		// want: await leaves as many.

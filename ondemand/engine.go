@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 )
 
@@ -58,7 +59,12 @@ type Engine struct {
 	Table
 	opts   Options
 	budget *budget
+
+	lastWait atomic.Int64 // when a reader last waited, in Unix nanoseconds
 }
+
+// Quiet is how long no reader has waited for a fill.
+func (e *Engine) Quiet() time.Duration { return time.Since(time.Unix(0, e.lastWait.Load())) }
 
 // New makes an engine with no blobs.
 func New(opts Options) (*Engine, error) {

@@ -124,6 +124,18 @@ func (r *record) has(span int64) bool {
 	return r.bitmap[span/8]>>(span%8)&1 == 1
 }
 
+// firstHole is the first span that is not filled, or the number of spans.
+func (r *record) firstHole() int64 {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	for i, b := range r.bitmap {
+		if b != 0xff {
+			return min(r.spans, int64(i*8+bits.TrailingZeros8(^b)))
+		}
+	}
+	return r.spans
+}
+
 // set marks a span whose bytes have been written.
 func (r *record) set(span int64) error {
 	r.mu.Lock()

@@ -156,14 +156,17 @@ func TestStore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Put(other, b); !errors.Is(err, ErrFormat) || !strings.Contains(err.Error(), "not of") {
+	if err := s.Put(other, b, Source{}); !errors.Is(err, ErrFormat) || !strings.Contains(err.Error(), "not of") {
 		t.Fatalf("index of another layer: %v", err)
 	}
-	if err := s.Put(layer, b); err != nil {
+	if err := s.Put(layer, b, Source{Ref: "r"}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.Head(layer); err != nil {
 		t.Fatal(err)
+	}
+	if from, ok, err := s.Source(layer); !ok || err != nil || from.Ref != "r" {
+		t.Errorf("source %v %v %v", from, ok, err)
 	}
 	if err := os.Rename(s.Path(layer), s.Path(other)); err != nil {
 		t.Fatal(err)
@@ -341,10 +344,10 @@ func TestImageToArtifactAndBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := other.Put(found[1].Layer, head); err != nil {
+	if err := other.Put(found[1].Layer, head, Source{"r", found[1]}); err != nil {
 		t.Fatal(err)
 	}
-	if err := other.Put(found[0].Layer, head); !errors.Is(err, ErrFormat) {
+	if err := other.Put(found[0].Layer, head, Source{}); !errors.Is(err, ErrFormat) {
 		t.Errorf("a head for the wrong layer: %v", err)
 	}
 	reg.Fail(registrytest.Flip)

@@ -2,6 +2,7 @@ package index
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -79,12 +80,41 @@ func decodeFor(b []byte, layer digest.Digest) (*Head, error) {
 	return h, nil
 }
 
-// Put stores the head of an index found elsewhere. The groups come later.
-func (s *Store) Put(layer digest.Digest, head []byte) error {
+// Source is where the rest of an index is to be had.
+type Source struct {
+	Ref   string // an image reference in the repository
+	Entry Entry
+}
+
+// Put stores the head of an index found elsewhere. The windows come later, from
+// its source.
+func (s *Store) Put(layer digest.Digest, head []byte, from Source) error {
 	if _, err := decodeFor(head, layer); err != nil {
 		return err
 	}
+	b, err := json.Marshal(from)
+	if err != nil {
+		return err
+	}
+	if err := writeFile(s.sourcePath(layer), b, bytes.NewReader(nil)); err != nil {
+		return err
+	}
 	return writeFile(s.Path(layer), head, bytes.NewReader(nil))
+}
+
+func (s *Store) sourcePath(layer digest.Digest) string { return s.Path(layer) + ".source" }
+
+// Source tells where a layer's index came from. ok is false for one that was
+// made here.
+func (s *Store) Source(layer digest.Digest) (from Source, ok bool, err error) {
+	b, err := os.ReadFile(s.sourcePath(layer))
+	if errors.Is(err, os.ErrNotExist) {
+		return from, false, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &from)
+	}
+	return from, err == nil, err
 }
 
 // File opens a layer's index for its windows, to be read and added to.
@@ -94,11 +124,12 @@ func (s *Store) File(layer digest.Digest) (*os.File, error) {
 
 // Remove drops a layer's index, if there is one.
 func (s *Store) Remove(layer digest.Digest) error {
-	err := os.Remove(s.Path(layer))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
+	for _, path := range []string{s.Path(layer), s.sourcePath(layer)} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
 	}
-	return err
+	return nil
 }
 
 // Layers lists the layers that have an index here.

@@ -38,15 +38,15 @@ const spanSize = 16 << 10
 func Run(t *testing.T, k Kind) {
 	hostcheck.Root(t)
 	for name, test := range map[string]func(*testing.T, *fixture){
-		"every byte is right":         everyByte,
-		"many readers one fetch":      manyReaders,
-		"mapped and executed":         execute,
-		"failure is EIO then mended":  failure,
-		"released reads are native":   release,
-		"restart with filled spans":   restart,
-		"close answers all":           closing,
-		"detach is idempotent":        detached,
-		"many blobs":                  manyBlobs,
+		"every byte is right":        everyByte,
+		"many readers one fetch":     manyReaders,
+		"mapped and executed":        execute,
+		"failure is EIO then mended": failure,
+		"released reads are native":  release,
+		"restart with filled spans":  restart,
+		"close answers all":          closing,
+		"detach is idempotent":       detached,
+		"many blobs":                 manyBlobs,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, newFixture(t, k)) })
 	}

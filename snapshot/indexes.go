@@ -1,0 +1,125 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
+)
+
+// indexes finds layer indexes: in the local store, then in the image's
+// repository. containerd asks layer by layer; the first layer of an image
+// brings the heads of all, so that the others find theirs.
+type indexes struct {
+	client *registry.Client
+	store  *index.Store
+	log    *slog.Logger
+
+	artifacts singleflight.Group
+	heads     singleflight.Group
+
+	mu    sync.Mutex
+	known map[digest.Digest]answer // by manifest; a few, of pulls under way
+}
+
+// answer is what a repository said of an image's index.
+type answer struct {
+	entries []index.Entry
+	err     error // index.ErrNone, or nil
+	at      time.Time
+}
+
+// keepNone is how long a missing index is not asked for again: long enough for
+// the other layers of the same pull.
+const keepNone = 10 * time.Second
+
+// find returns the head of a layer's index.
+func (x *indexes) find(ctx context.Context, t Target) (*index.Head, error) {
+	head, err := x.store.Head(t.Layer)
+	if err == nil {
+		return head, nil
+	}
+	if !errors.Is(err, index.ErrNone) {
+		x.log.Warn("a stored index cannot be used and is fetched again", "layer", t.Layer, "error", err)
+	}
+	if t.Manifest == "" {
+		return nil, fmt.Errorf("%w (and the pull does not say which image the layer is of)", err)
+	}
+	entries, err := x.artifact(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		if e.Layer != t.Layer && slices.Contains(t.Above, e.Layer) {
+			// Not for this layer: it goes on when ctx has ended.
+			x.heads.DoChan(e.Layer.String(), func() (any, error) { return x.fetch(context.WithoutCancel(ctx), t.Ref, e) })
+		}
+	}
+	for _, e := range entries {
+		if e.Layer == t.Layer {
+			h, err, _ := x.heads.Do(e.Layer.String(), func() (any, error) { return x.fetch(ctx, t.Ref, e) })
+			if err != nil {
+				return nil, err
+			}
+			return h.(*index.Head), nil
+		}
+	}
+	return nil, fmt.Errorf("%w for layer %s in the index of its image", index.ErrNone, t.Layer)
+}
+
+// artifact finds an image's index once for all its layers.
+func (x *indexes) artifact(ctx context.Context, t Target) ([]index.Entry, error) {
+	x.mu.Lock()
+	known, ok := x.known[t.Manifest]
+	x.mu.Unlock()
+	if ok && (known.err == nil || time.Since(known.at) < keepNone) {
+		return known.entries, known.err
+	}
+	v, err, _ := x.artifacts.Do(t.Manifest.String(), func() (any, error) {
+		repo, _, err := x.client.Repository(t.Ref)
+		if err != nil {
+			return nil, err
+		}
+		return index.Find(ctx, repo, t.Manifest)
+	})
+	if err != nil && !errors.Is(err, index.ErrNone) {
+		return nil, err
+	}
+	entries, _ := v.([]index.Entry)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	const keep = 32
+	if x.known == nil || len(x.known) >= keep {
+		x.known = map[digest.Digest]answer{}
+	}
+	x.known[t.Manifest] = answer{entries, err, time.Now()}
+	return entries, err
+}
+
+// fetch brings a head into the store.
+func (x *indexes) fetch(ctx context.Context, ref string, e index.Entry) (*index.Head, error) {
+	if h, err := x.store.Head(e.Layer); err == nil {
+		return h, nil
+	}
+	repo, _, err := x.client.Repository(ref)
+	if err != nil {
+		return nil, err
+	}
+	head, err := index.FetchHead(ctx, repo, e)
+	if err != nil {
+		return nil, err
+	}
+	if err := x.store.Put(e.Layer, head, index.Source{Ref: ref, Entry: e}); err != nil {
+		return nil, err
+	}
+	return index.DecodeHead(head)
+}

@@ -1,0 +1,132 @@
+package snapshot
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/erofs"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
+	"github.com/lacuna-snapshotter/lacuna/ondemand"
+)
+
+// Layer is one image layer on this node: its bootstrap, its blob and its mount.
+// Its directory holds
+//
+//	layer.json  what it takes to open it again; written last, by rename
+//	bootstrap   EROFS metadata, complete
+//	blob*       the blob with its records: see package ondemand
+type Layer struct {
+	state  layerState
+	dir    string
+	target string // mountpoint
+
+	// Guarded by Layers.mu.
+	pins int
+	err  error // why the layer is quarantined
+
+	blob   *ondemand.Blob
+	source *layerSource
+}
+
+// layerState is layer.json.
+type layerState struct {
+	Version  int
+	Layer    digest.Digest
+	Ref      string // an image reference whose repository has the layer
+	BlobSize int64
+	SpanSize int64
+	Inodes   int64
+	Packed   int64 // bytes of the layer in the registry
+}
+
+const stateVersion = 1
+
+func (l *Layer) path(name string) string { return filepath.Join(l.dir, name) }
+
+// write makes the layer's files from a head. The state comes last: without it
+// the directory does not count.
+func (l *Layer) write(h *index.Head) error {
+	if err := erofs.Check(h.Bootstrap, h.Map.BlobSize); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(l.dir, 0o700); err != nil {
+		return err
+	}
+	if err := replace(l.path("bootstrap"), h.Bootstrap); err != nil {
+		return err
+	}
+	b, err := json.Marshal(l.state)
+	if err != nil {
+		return err
+	}
+	return replace(l.path("layer.json"), b)
+}
+
+// replace writes a file whole and durable, or leaves the old one.
+func replace(path string, b []byte) error {
+	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}
+
+// readState reads layer.json of a directory.
+func readState(dir string) (s layerState, err error) {
+	b, err := os.ReadFile(filepath.Join(dir, "layer.json"))
+	if err != nil {
+		return s, err
+	}
+	if err := json.Unmarshal(b, &s); err != nil {
+		return s, fmt.Errorf("%s: %w", filepath.Join(dir, "layer.json"), err)
+	}
+	if s.Version != stateVersion || s.Layer.Validate() != nil || s.Layer.Encoded() != filepath.Base(dir) {
+		return s, fmt.Errorf("%s: version %d of layer %q", filepath.Join(dir, "layer.json"), s.Version, s.Layer)
+	}
+	return s, nil
+}
+
+// mounted reports whether the mountpoint shows an EROFS file system.
+func (l *Layer) mounted() bool {
+	var st unix.Statfs_t
+	return unix.Statfs(l.target, &st) == nil && uint32(st.Type) == unix.EROFS_SUPER_MAGIC_V1
+}
+
+// mount mounts the layer where that is missing.
+func (l *Layer) mount() error {
+	if l.mounted() {
+		return nil
+	}
+	if err := os.MkdirAll(l.target, 0o755); err != nil {
+		return err
+	}
+	return erofs.Mount(l.path("bootstrap"), l.blob.Path(), l.target)
+}
+
+// usage is what the layer's files have allocated.
+func (l *Layer) usage() (snapshots.Usage, error) {
+	u := snapshots.Usage{Inodes: l.state.Inodes}
+	entries, err := os.ReadDir(l.dir)
+	if err != nil {
+		return u, err
+	}
+	for _, e := range entries {
+		var st unix.Stat_t
+		if err := unix.Lstat(l.path(e.Name()), &st); err != nil {
+			return u, &os.PathError{Op: "stat", Path: l.path(e.Name()), Err: err}
+		}
+		u.Size += st.Blocks * 512 // stat(2)'s unit, whatever the file system's is
+	}
+	return u, nil
+}
