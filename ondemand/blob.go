@@ -173,6 +173,11 @@ func (b *Blob) start(first, last int64, urgent bool) {
 	for span := from; span < last; span++ {
 		b.pending[span] = &pending{flight: f, done: make(chan struct{})}
 	}
+	if urgent {
+		b.engine.demand.Add(1)
+	} else {
+		b.engine.ahead.Add(1)
+	}
 	b.flights.Add(1)
 	go b.fly(ctx, f)
 }
@@ -211,6 +216,8 @@ func (b *Blob) fly(ctx context.Context, f *flight) {
 	switch {
 	case err != nil && abandoned:
 		err = errAbandoned
+	case err != nil:
+		b.engine.failed.Add(1)
 	case err == nil:
 		err = errors.New("source ended without an error and without the span")
 	}

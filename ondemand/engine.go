@@ -61,6 +61,20 @@ type Engine struct {
 	budget *budget
 
 	lastWait atomic.Int64 // when a reader last waited, in Unix nanoseconds
+
+	demand, ahead, failed atomic.Int64 // fetches
+}
+
+// Stats counts fetches since the start.
+type Stats struct {
+	Demand int64 `json:"forReaders"`
+	Ahead  int64 `json:"ahead"`
+	Failed int64 `json:"failed"`
+}
+
+// Stats returns the counts.
+func (e *Engine) Stats() Stats {
+	return Stats{e.demand.Load(), e.ahead.Load(), e.failed.Load()}
 }
 
 // Quiet is how long no reader has waited for a fill.

@@ -82,6 +82,7 @@ func (r *blobReader) Read(p []byte) (int, error) {
 		n, err = r.body.Read(p[:min(int64(len(p)), r.end-r.off)])
 		r.watchdog.Reset(r.blob.repo.client.opts.Stall)
 		r.off += int64(n)
+		r.blob.repo.client.read.Add(int64(n))
 		if n > 0 || err == nil {
 			return nil // an error comes again with the next call
 		}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -39,6 +40,7 @@ type Options struct {
 type Client struct {
 	opts      Options
 	configure docker.RegistryHosts
+	read      atomic.Int64 // bytes of blobs
 
 	mu    sync.Mutex
 	hosts map[string]*hostSet
@@ -124,6 +126,9 @@ func dockerCredentials(path string) (func(host string) (string, string, error), 
 		return cred.Username, cred.Password, nil
 	}, nil
 }
+
+// BytesRead is how many bytes of blobs were read since the start.
+func (c *Client) BytesRead() int64 { return c.read.Load() }
 
 // Hosts is the configuration in the form containerd's own resolver takes.
 func (c *Client) Hosts() docker.RegistryHosts { return c.configure }

@@ -1,0 +1,184 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/contrib/snapshotservice"
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/lacuna-snapshotter/lacuna/config"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
+	"github.com/lacuna-snapshotter/lacuna/internal/version"
+	"github.com/lacuna-snapshotter/lacuna/ondemand"
+	"github.com/lacuna-snapshotter/lacuna/snapshot"
+)
+
+// run is the daemon's life: take what an earlier one left, serve until ctx ends,
+// answer what is under way, leave the mounts.
+func run(ctx context.Context, c *config.Config) error {
+	log := newLogger(c)
+	lock, err := lockRoot(c.Root)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+
+	client, err := registry.New(registryOptions(c))
+	if err != nil {
+		return err
+	}
+	store, err := index.OpenStore(filepath.Join(c.Root, "index"))
+	if err != nil {
+		return err
+	}
+	engine, err := ondemand.New(ondemand.Options{
+		Fetches: c.Fetch.Concurrent, Background: c.Fetch.Background,
+		MaxFetch: c.Fetch.MaxBytes, Timeout: time.Duration(c.Fetch.Timeout),
+	})
+	if err != nil {
+		return err
+	}
+	transport, err := openTransport(c, log)
+	if err != nil {
+		return err
+	}
+	layers, err := snapshot.OpenLayers(snapshot.LayersConfig{
+		Root: c.Root, Client: client, Store: store, Engine: engine,
+		Transport: transport, Adopted: transport.adopted,
+		Settle: snapshot.Settle{Enabled: c.Settle.Enabled, Quiet: time.Duration(c.Settle.Quiet), Rate: c.Settle.Rate},
+		Log:    log,
+	})
+	if err != nil {
+		return errors.Join(err, transport.Close())
+	}
+	snapshotter, err := snapshot.New(ctx, c.Root, layers, log)
+	if err != nil {
+		return errors.Join(err, transport.Close())
+	}
+	log.Info("ready to serve", "version", version.String(), "root", c.Root, "transport", transport.Name())
+	err = serve(ctx, c, log, snapshotter, &status{
+		started: time.Now(), root: c.Root, transport: transport.Name(), layers: layers, engine: engine, client: client,
+	})
+	log.Info("stopping; mounts stay")
+	// Requests first: a fill needs its blob open until it is answered.
+	return errors.Join(err, transport.Drain(), snapshotter.Close(), transport.leave(layers), transport.Close())
+}
+
+func newLogger(c *config.Config) *slog.Logger {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(c.LogLevel)) // config.Check has seen it
+	o := &slog.HandlerOptions{Level: level}
+	if c.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(os.Stderr, o))
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, o))
+}
+
+// lockRoot keeps a second daemon out of the directory.
+func lockRoot(root string) (*os.File, error) {
+	if err := os.MkdirAll(root, 0o711); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(root, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("another lacuna-snapshotter uses %s: %w", root, err)
+	}
+	return f, nil
+}
+
+func registryOptions(c *config.Config) registry.Options {
+	return registry.Options{
+		HostsDirs: c.Registry.HostsDirs, DockerConfig: c.Registry.DockerConfig, PlainHTTP: c.Registry.PlainHTTP,
+		UserAgent: "lacuna/" + version.String(),
+		Retry: registry.Retry{
+			Attempts: c.Registry.Attempts, Base: time.Duration(c.Registry.Backoff), Max: time.Duration(c.Registry.MaxBackoff),
+		},
+		Stall:       time.Duration(c.Registry.Stall),
+		Connections: c.Fetch.Concurrent,
+	}
+}
+
+// serve runs the gRPC service and the status service until ctx ends.
+func serve(ctx context.Context, c *config.Config, log *slog.Logger, s *snapshot.Snapshotter, st *status) error {
+	listener, err := listen(c.Address)
+	if err != nil {
+		return err
+	}
+	statusListener, err := listen(c.Status)
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	server := grpc.NewServer()
+	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(s))
+	healthy := health.NewServer()
+	grpc_health_v1.RegisterHealthServer(server, healthy)
+	web := &http.Server{Handler: st.handler(), ReadHeaderTimeout: 10 * time.Second}
+
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return server.Serve(listener) })
+	g.Go(func() error {
+		if err := web.Serve(statusListener); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	g.Go(func() error {
+		<-gctx.Done()
+		notify(log, daemon.SdNotifyStopping)
+		healthy.Shutdown()
+		stopped := make(chan struct{})
+		go func() { server.GracefulStop(); close(stopped) }()
+		select {
+		case <-stopped:
+		case <-time.After(10 * time.Second):
+			server.Stop()
+		}
+		return web.Close()
+	})
+	log.Info("serving", "address", c.Address, "status", c.Status)
+	notify(log, daemon.SdNotifyReady)
+	return g.Wait()
+}
+
+func notify(log *slog.Logger, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.Warn("telling systemd", "state", state, "error", err)
+	}
+}
+
+// listen makes a socket that only root can use. One that a dead daemon left is
+// replaced: the lock on the root says that it is dead.
+func listen(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, err
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	old := unix.Umask(0o177)
+	defer unix.Umask(old)
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	return l, nil
+}

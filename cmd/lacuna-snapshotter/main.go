@@ -1,0 +1,53 @@
+// Command lacuna-snapshotter is the daemon: a containerd proxy plugin on a Unix
+// socket.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/config"
+	"github.com/lacuna-snapshotter/lacuna/internal/version"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	if err := command().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "lacuna-snapshotter:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+func command() *cobra.Command {
+	var path string
+	root := &cobra.Command{
+		Use:           "lacuna-snapshotter",
+		Short:         "containerd snapshotter that starts containers before their image is downloaded",
+		Version:       version.String(),
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := config.Load(path)
+			if err != nil {
+				return err
+			}
+			return run(cmd.Context(), c)
+		},
+	}
+	root.Flags().StringVar(&path, "config", config.Path, "configuration file")
+	root.AddCommand(&cobra.Command{
+		Use:   "default-config",
+		Short: "print a configuration file with every key and its default",
+		Args:  cobra.NoArgs,
+		Run:   func(cmd *cobra.Command, _ []string) { fmt.Fprint(cmd.OutOrStdout(), config.Default()) },
+	})
+	return root
+}

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"fmt"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lacuna-snapshotter/lacuna/internal/statusapi"
+)
+
+func statusCommand(s *settings) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "the running daemon at a glance",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := s.load()
+			if err != nil {
+				return err
+			}
+			var st statusapi.Status
+			if err := statusapi.Get(cmd.Context(), c.Status, "status", &st); err != nil {
+				return err
+			}
+			out := cmd.OutOrStdout()
+			if s.json {
+				return printJSON(out, st)
+			}
+			fmt.Fprintf(out, "version      %s\nstarted      %s\nroot         %s\ntransport    %s\n",
+				st.Version, st.Started.Format("2006-01-02 15:04:05 MST"), st.Root, st.Transport)
+			fmt.Fprintf(out, "layers       %d filling, %d complete, %d quarantined\n", st.Filling, st.Complete, st.Quarantined)
+			fmt.Fprintf(out, "fallbacks    %d\n", st.Fallbacks)
+			fmt.Fprintf(out, "fetched      %s in %d fetches for readers and %d ahead, %d failed\n",
+				bytes(st.BytesFetched), st.Fills.Demand, st.Fills.Ahead, st.Fills.Failed)
+			return nil
+		},
+	}
+}
+
+func layersCommand(s *settings) *cobra.Command {
+	return &cobra.Command{
+		Use:   "layers",
+		Short: "the layers on this node, and why others are not lazy",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := s.load()
+			if err != nil {
+				return err
+			}
+			var list statusapi.Layers
+			if err := statusapi.Get(cmd.Context(), c.Status, "layers", &list); err != nil {
+				return err
+			}
+			out := cmd.OutOrStdout()
+			if s.json {
+				return printJSON(out, list)
+			}
+			w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+			fmt.Fprintln(w, "LAYER\tSTATE\tFILLED\tFILES\tDISK\tIMAGE")
+			for _, l := range list.Layers {
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", l.Layer.Encoded()[:12], l.State, bytes(l.Filled), bytes(l.BlobSize), bytes(l.Allocated), l.Ref)
+			}
+			if err := w.Flush(); err != nil {
+				return err
+			}
+			for _, l := range list.Layers {
+				if l.Reason != "" {
+					fmt.Fprintf(out, "\n%s is quarantined: %s\n", l.Layer.Encoded()[:12], l.Reason)
+				}
+			}
+			for _, f := range list.Fallbacks {
+				fmt.Fprintf(out, "\n%s of %s was left to containerd: %s\n", f.Layer.Encoded()[:12], f.Ref, f.Reason)
+			}
+			return nil
+		},
+	}
+}

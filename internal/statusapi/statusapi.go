@@ -1,0 +1,58 @@
+// Package statusapi is what the daemon tells over its status socket: JSON over
+// HTTP. lacunactl --json prints the same objects.
+package statusapi
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/lacuna-snapshotter/lacuna/ondemand"
+	"github.com/lacuna-snapshotter/lacuna/snapshot"
+)
+
+// Status is the daemon at a glance.
+type Status struct {
+	Version      string         `json:"version"`
+	Started      time.Time      `json:"started"`
+	Root         string         `json:"root"`
+	Transport    string         `json:"transport"`
+	Filling      int            `json:"layersFilling"`
+	Complete     int            `json:"layersComplete"`
+	Quarantined  int            `json:"layersQuarantined"`
+	Fallbacks    int            `json:"fallbacks"`
+	BytesFetched int64          `json:"bytesFetched"`
+	Fills        ondemand.Stats `json:"fetches"`
+}
+
+// Layers lists the layers and those that were left to containerd.
+type Layers struct {
+	Layers    []snapshot.LayerStatus `json:"layers"`
+	Fallbacks []snapshot.Fallback    `json:"fallbacks"`
+}
+
+// Get asks a daemon for one of its objects, such as "status".
+func Get(ctx context.Context, socket, object string, v any) error {
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		},
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://lacuna/v1/"+object, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return fmt.Errorf("ask the daemon (is lacuna-snapshotter running?): %w", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("ask the daemon for %s: status %s", object, resp.Status)
+	}
+	return json.NewDecoder(resp.Body).Decode(v)
+}
