@@ -25,6 +25,7 @@ type FileInfo struct {
 	Size   int64
 	Mtime  Time
 	Rdev   uint32 // in the kernel's new_encode_dev form
+	Target string // of a symlink
 	Chunks []uint32
 	// ChunkSize is what each of Chunks covers, in bytes.
 	ChunkSize int64
@@ -153,7 +154,12 @@ func (m *Image) checkContent(f *FileInfo) error {
 		if typ == ModeSymlink && f.Size > maxPath || f.layout != layoutPlain && f.layout != layoutInline {
 			return corrupt("inode %d: layout %d, size %d", f.Nid, f.layout, f.Size)
 		}
-		_, err := m.content(f)
+		parts, err := m.content(f)
+		if typ == ModeSymlink {
+			for _, p := range parts {
+				f.Target += string(p)
+			}
+		}
 		return err
 	case typ == ModeChar || typ == ModeBlock || typ == ModeFifo:
 		f.Rdev = f.block

@@ -44,13 +44,15 @@ type Layer struct {
 	Windows Windows
 }
 
-// Grow widens a range of spans to what a fetch of it passes anyway: back to the
-// checkpoint before it.
+// Grow widens a range of spans to the checkpoints around it. What lies between
+// the one before and the range, a fetch passes anyway. What lies between the
+// range and the one behind it costs bytes now, and fewer than later: to get it
+// by itself would mean to pass all before it again.
 func (l *Layer) Grow(first, last int64) (int64, int64) {
 	m := l.Map
 	from, _ := m.span(first)
 	_, to := m.span(last - 1)
-	start, _, ok := m.streamRange(from, to)
+	start, end, ok := m.streamRange(from, to)
 	if !ok {
 		return first, last
 	}
@@ -62,6 +64,18 @@ func (l *Layer) Grow(first, last int64) (int64, int64) {
 			break
 		}
 		first--
+	}
+	behind := StreamOffset(m.StreamSize)
+	if next := m.checkpointBefore(end-1) + 1; next < len(m.Checkpoints) {
+		behind = m.Checkpoints[next].Stream
+	}
+	for last < m.Spans() {
+		lo, hi := m.span(last)
+		_, e, ok := m.streamRange(lo, hi)
+		if !ok || e > behind {
+			break
+		}
+		last++
 	}
 	return first, last
 }

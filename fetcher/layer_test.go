@@ -107,19 +107,27 @@ func TestFetch(t *testing.T) {
 	}
 }
 
-func TestGrowCostsNothing(t *testing.T) {
+func TestGrow(t *testing.T) {
 	f := newFixture(t, 60, BuildOptions{SpanSize: 16 << 10})
 	m := f.layer.Map
-	grown := 0
+	grown := int64(0)
 	for i := range m.Spans() {
 		first, last := f.layer.Grow(i, i+1)
-		if first > i || last != i+1 {
+		if first > i || last < i+1 {
 			t.Fatalf("span %d grew to [%d,%d)", i, first, last)
 		}
-		if m.Fetched(first, last) != m.Fetched(i, i+1) {
-			t.Errorf("growing [%d,%d) to [%d,%d) costs bytes", i, i+1, first, last)
+		if m.Fetched(first, i+1) != m.Fetched(i, i+1) {
+			t.Errorf("growing %d back to %d costs bytes", i, first)
 		}
-		grown += int(i - first)
+		if again, end := f.layer.Grow(first, last); again != first || end != last {
+			t.Errorf("[%d,%d) grew again to [%d,%d)", first, last, again, end)
+		}
+		from, _ := m.span(first)
+		_, to := m.span(last - 1)
+		if s, e, ok := m.streamRange(from, to); ok && m.checkpointBefore(s) < m.checkpointBefore(e-1)-1 {
+			t.Errorf("span %d grew over a checkpoint", i)
+		}
+		grown += last - first - 1
 	}
 	if grown == 0 {
 		t.Error("nothing grew")

@@ -144,7 +144,7 @@ func (b *Blob) join(first, last int64, urgent bool) ([]*pending, error) {
 		p := b.pending[span]
 		if p == nil {
 			end := span + 1
-			for end < last && b.pending[end] == nil && !b.record.has(end) && (end+1-span)*b.spanSize <= b.engine.opts.MaxFetch {
+			for end < last && !b.taken(end) && (end+1-span)*b.spanSize <= b.engine.opts.MaxFetch {
 				end++
 			}
 			b.start(span, end, urgent)
@@ -163,14 +163,19 @@ func (b *Blob) join(first, last int64, urgent bool) ([]*pending, error) {
 	return wait, nil
 }
 
-// start begins a flight for [first, last) and what the source passes on the way.
+// start begins a flight for [first, last) and what the source brings with it,
+// up to the next spans on either side that are filled or in flight.
 func (b *Blob) start(first, last int64, urgent bool) {
-	from, _ := b.source.Grow(first, last)
-	from = max(from, 0)
-	from = max(from, b.lastTaken(from, first)+1) // no gap before first
+	from, to := b.source.Grow(first, last)
+	for from = max(from, 0); first > from && !b.taken(first-1); {
+		first--
+	}
+	for to = min(to, b.spans); urgent && last < to && !b.taken(last); {
+		last++ // who fills ahead knows where to stop
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), b.engine.opts.Timeout)
-	f := &flight{first: from, last: last, cancel: cancel, turn: b.engine.budget.queue(urgent)}
-	for span := from; span < last; span++ {
+	f := &flight{first: first, last: last, cancel: cancel, turn: b.engine.budget.queue(urgent)}
+	for span := first; span < last; span++ {
 		b.pending[span] = &pending{flight: f, done: make(chan struct{})}
 	}
 	if urgent {
@@ -182,15 +187,8 @@ func (b *Blob) start(first, last int64, urgent bool) {
 	go b.fly(ctx, f)
 }
 
-// lastTaken is the last span of [from, to) that is filled or in flight, or -1.
-func (b *Blob) lastTaken(from, to int64) int64 {
-	for span := to - 1; span >= from; span-- {
-		if b.pending[span] != nil || b.record.has(span) {
-			return span
-		}
-	}
-	return -1
-}
+// taken reports whether a span is filled or in flight.
+func (b *Blob) taken(span int64) bool { return b.pending[span] != nil || b.record.has(span) }
 
 // fly fetches and answers every span of the flight.
 func (b *Blob) fly(ctx context.Context, f *flight) {

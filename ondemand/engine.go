@@ -46,7 +46,7 @@ func (o Options) withDefaults() (Options, error) {
 // Source brings verified spans of one blob. Both may be called from many
 // goroutines.
 type Source interface {
-	// Grow widens [first, last) to what a fetch of it passes anyway.
+	// Grow widens [first, last) to what is better fetched with it than later.
 	Grow(first, last int64) (int64, int64)
 	// Fetch brings the spans [first, last) in any order. It calls put for each
 	// with its verified bytes, which put does not keep, stops at the first

@@ -24,8 +24,9 @@ type indexes struct {
 	store  *index.Store
 	log    *slog.Logger
 
-	artifacts singleflight.Group
-	heads     singleflight.Group
+	artifacts   singleflight.Group
+	heads       singleflight.Group
+	predictions singleflight.Group
 
 	mu    sync.Mutex
 	known map[digest.Digest]answer // by manifest; a few, of pulls under way
@@ -33,9 +34,9 @@ type indexes struct {
 
 // answer is what a repository said of an image's index.
 type answer struct {
-	entries []index.Entry
-	err     error // index.ErrNone, or nil
-	at      time.Time
+	artifact *index.Artifact
+	err      error // index.ErrNone, or nil
+	at       time.Time
 }
 
 // keepNone is how long a missing index is not asked for again: long enough for
@@ -54,17 +55,17 @@ func (x *indexes) find(ctx context.Context, t Target) (*index.Head, error) {
 	if t.Manifest == "" {
 		return nil, fmt.Errorf("%w (and the pull does not say which image the layer is of)", err)
 	}
-	entries, err := x.artifact(ctx, t)
+	artifact, err := x.artifact(ctx, t)
 	if err != nil {
 		return nil, err
 	}
-	for _, e := range entries {
+	for _, e := range artifact.Entries {
 		if e.Layer != t.Layer && slices.Contains(t.Above, e.Layer) {
 			// Not for this layer: it goes on when ctx has ended.
 			x.heads.DoChan(e.Layer.String(), func() (any, error) { return x.fetch(context.WithoutCancel(ctx), t.Ref, e) })
 		}
 	}
-	for _, e := range entries {
+	for _, e := range artifact.Entries {
 		if e.Layer == t.Layer {
 			h, err, _ := x.heads.Do(e.Layer.String(), func() (any, error) { return x.fetch(ctx, t.Ref, e) })
 			if err != nil {
@@ -77,12 +78,12 @@ func (x *indexes) find(ctx context.Context, t Target) (*index.Head, error) {
 }
 
 // artifact finds an image's index once for all its layers.
-func (x *indexes) artifact(ctx context.Context, t Target) ([]index.Entry, error) {
+func (x *indexes) artifact(ctx context.Context, t Target) (*index.Artifact, error) {
 	x.mu.Lock()
 	known, ok := x.known[t.Manifest]
 	x.mu.Unlock()
 	if ok && (known.err == nil || time.Since(known.at) < keepNone) {
-		return known.entries, known.err
+		return known.artifact, known.err
 	}
 	v, err, _ := x.artifacts.Do(t.Manifest.String(), func() (any, error) {
 		repo, _, err := x.client.Repository(t.Ref)
@@ -94,15 +95,48 @@ func (x *indexes) artifact(ctx context.Context, t Target) ([]index.Entry, error)
 	if err != nil && !errors.Is(err, index.ErrNone) {
 		return nil, err
 	}
-	entries, _ := v.([]index.Entry)
+	artifact, _ := v.(*index.Artifact)
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	const keep = 32
 	if x.known == nil || len(x.known) >= keep {
 		x.known = map[digest.Digest]answer{}
 	}
-	x.known[t.Manifest] = answer{entries, err, time.Now()}
-	return entries, err
+	x.known[t.Manifest] = answer{artifact, err, time.Now()}
+	return artifact, err
+}
+
+// prediction returns what of a layer the start of an image is expected to read:
+// from the store, or from the image's index.
+func (x *indexes) prediction(ctx context.Context, t Target) ([]index.Run, error) {
+	if t.Manifest == "" {
+		return nil, nil
+	}
+	v, err, _ := x.predictions.Do(t.Manifest.String(), func() (any, error) {
+		p, err := x.store.Prediction(t.Manifest)
+		if p != nil {
+			return p, nil
+		}
+		if err != nil {
+			x.log.Warn("a stored prediction cannot be used and is fetched again", "image", t.Manifest, "error", err)
+		}
+		artifact, err := x.artifact(ctx, t)
+		if err != nil {
+			return nil, err
+		}
+		repo, _, err := x.client.Repository(t.Ref)
+		if err != nil {
+			return nil, err
+		}
+		if p, err = artifact.FetchPrediction(ctx, repo); p == nil {
+			return nil, err
+		}
+		return p, x.store.PutPrediction(t.Manifest, p)
+	})
+	if p, ok := v.(*index.Prediction); ok && err == nil {
+		return p.Of(t.Layer), nil
+	}
+	return nil, err
 }
 
 // fetch brings a head into the store.

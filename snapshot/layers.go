@@ -143,7 +143,12 @@ func (l *Layers) prepare(ctx context.Context, t Target) error {
 	if err := layer.write(head); err != nil {
 		return err
 	}
-	return l.open(layer)
+	if err := l.open(layer); err != nil {
+		return err
+	}
+	l.work.Add(1)
+	go l.fillPredicted(layer, t)
+	return nil
 }
 
 func (l *Layers) find(d digest.Digest) *Layer {

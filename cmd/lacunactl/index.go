@@ -198,7 +198,7 @@ func (e *indexer) report(cmd *cobra.Command, note string) error {
 // inspect lists what the registry has, or what the store has where the registry
 // has none.
 func (e *indexer) inspect(cmd *cobra.Command) error {
-	entries, err := index.Find(cmd.Context(), e.image.Repo, e.image.Manifest.Digest)
+	artifact, err := index.Find(cmd.Context(), e.image.Repo, e.image.Manifest.Digest)
 	if errors.Is(err, index.ErrNone) {
 		return e.report(cmd, "the registry has no index; this is what "+"the store has")
 	}
@@ -208,7 +208,7 @@ func (e *indexer) inspect(cmd *cobra.Command) error {
 	var rows []row
 	for _, l := range e.image.Layers {
 		r := row{Layer: l.Digest, Size: l.Size, Note: "no index"}
-		for _, entry := range entries {
+		for _, entry := range artifact.Entries {
 			if entry.Layer != l.Digest {
 				continue
 			}

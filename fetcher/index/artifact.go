@@ -32,9 +32,15 @@ type Entry struct {
 	HeadDigest digest.Digest
 }
 
+// Artifact is an image's index.
+type Artifact struct {
+	Entries    []Entry
+	prediction v1.Descriptor
+}
+
 // Find looks for an image's index in its repository. It fails with ErrNone
 // where there is none.
-func Find(ctx context.Context, repo *registry.Repository, image digest.Digest) ([]Entry, error) {
+func Find(ctx context.Context, repo *registry.Repository, image digest.Digest) (*Artifact, error) {
 	list, err := repo.Referrers(ctx, image, ArtifactType)
 	if err != nil {
 		return nil, err
@@ -56,7 +62,7 @@ func Find(ctx context.Context, repo *registry.Repository, image digest.Digest) (
 	return decodeArtifact(body, image)
 }
 
-func decodeArtifact(body []byte, image digest.Digest) ([]Entry, error) {
+func decodeArtifact(body []byte, image digest.Digest) (*Artifact, error) {
 	var m v1.Manifest
 	if err := json.Unmarshal(body, &m); err != nil {
 		return nil, fmt.Errorf("%w artifact: %w", ErrFormat, err)
@@ -64,7 +70,7 @@ func decodeArtifact(body []byte, image digest.Digest) ([]Entry, error) {
 	if m.ArtifactType != ArtifactType || m.Subject == nil || m.Subject.Digest != image {
 		return nil, fmt.Errorf("%w artifact: it is not of image %s", ErrFormat, image)
 	}
-	var entries []Entry
+	a := &Artifact{prediction: m.Config}
 	for _, blob := range m.Layers {
 		e := Entry{
 			Layer:      digest.Digest(blob.Annotations[annotationLayer]),
@@ -77,9 +83,28 @@ func decodeArtifact(body []byte, image digest.Digest) ([]Entry, error) {
 			blob.MediaType != LayerType || e.Layer.Validate() != nil || e.HeadDigest.Validate() != nil {
 			return nil, fmt.Errorf("%w artifact: entry %s", ErrFormat, blob.Digest)
 		}
-		entries = append(entries, e)
+		a.Entries = append(a.Entries, e)
 	}
-	return entries, nil
+	return a, nil
+}
+
+// FetchPrediction reads the image's prediction, nil where the artifact has none.
+func (a *Artifact) FetchPrediction(ctx context.Context, repo *registry.Repository) (*Prediction, error) {
+	d := a.prediction
+	if d.MediaType != PredictionType {
+		return nil, nil
+	}
+	if d.Size < 2 || d.Size > maxPrediction || d.Digest.Validate() != nil {
+		return nil, fmt.Errorf("%w prediction of %d bytes", ErrFormat, d.Size)
+	}
+	b := make([]byte, d.Size)
+	if err := repo.Blob(d).ReadAt(ctx, b, 0); err != nil {
+		return nil, err
+	}
+	if got := d.Digest.Algorithm().FromBytes(b); got != d.Digest {
+		return nil, fmt.Errorf("%w prediction: it has digest %s", ErrFormat, got)
+	}
+	return decodePrediction(b)
 }
 
 // FetchHead reads the head of a layer's index, verified.
@@ -95,12 +120,12 @@ func FetchHead(ctx context.Context, repo *registry.Repository, e Entry) ([]byte,
 }
 
 // encodeArtifact makes the manifest.
-func encodeArtifact(subject v1.Descriptor, entries []Entry, created string) ([]byte, error) {
+func encodeArtifact(subject, prediction v1.Descriptor, entries []Entry, created string) ([]byte, error) {
 	m := v1.Manifest{
 		Versioned:    specs.Versioned{SchemaVersion: 2},
 		MediaType:    v1.MediaTypeImageManifest,
 		ArtifactType: ArtifactType,
-		Config:       v1.DescriptorEmptyJSON,
+		Config:       prediction,
 		Subject:      &subject,
 		Annotations:  map[string]string{v1.AnnotationCreated: created},
 	}

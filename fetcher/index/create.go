@@ -1,6 +1,7 @@
 package index
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"fmt"
@@ -132,6 +133,9 @@ func (h *Head) unpackGroup(g Group, packed []byte) (windows [][]byte, err error)
 	}
 	return windows, nil
 }
+
+// replace is writeFile for what is in memory.
+func replace(path string, b []byte) error { return writeFile(path, b, bytes.NewReader(nil)) }
 
 // writeFile writes parts to path so that it appears whole and durable or not
 // at all.

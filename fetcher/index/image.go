@@ -13,6 +13,7 @@ import (
 
 	"github.com/lacuna-snapshotter/lacuna/erofs"
 	"github.com/lacuna-snapshotter/lacuna/fetcher"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/predict"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
 )
 
@@ -21,6 +22,7 @@ type Image struct {
 	Repo     *registry.Repository
 	Manifest v1.Descriptor
 	Layers   []ImageLayer // base first
+	Command  predict.Command
 }
 
 // ImageLayer is a layer with the diff ID that the configuration gives it.
@@ -98,7 +100,7 @@ func decodeImage(ctx context.Context, repo *registry.Repository, desc v1.Descrip
 	if desc.MediaType == "" {
 		desc.MediaType = m.MediaType
 	}
-	image := &Image{Repo: repo, Manifest: desc}
+	image := &Image{Repo: repo, Manifest: desc, Command: commandOf(config.Config)}
 	for i, l := range m.Layers {
 		image.Layers = append(image.Layers, ImageLayer{l, config.RootFS.DiffIDs[i]})
 	}
@@ -106,7 +108,7 @@ func decodeImage(ctx context.Context, repo *registry.Repository, desc v1.Descrip
 }
 
 // CreateImage makes the indexes of an image's layers in the store, those that
-// are not there yet, from the registry. Wrap, if not nil, may watch the bytes of
+// are not there yet, from the registry, and then its prediction. Wrap, if not nil, may watch the bytes of
 // a layer go by.
 func CreateImage(ctx context.Context, image *Image, store *Store, opts fetcher.BuildOptions, wrap func(ImageLayer, io.Reader) io.Reader) error {
 	below := directories{}
@@ -124,7 +126,11 @@ func CreateImage(ctx context.Context, image *Image, store *Store, opts fetcher.B
 			return fmt.Errorf("index of layer %s: %w", l.Digest, err)
 		}
 	}
-	return nil
+	p, err := Predict(ctx, image, store)
+	if err != nil {
+		return fmt.Errorf("prediction of image %s: %w", image.Manifest.Digest, err)
+	}
+	return store.PutPrediction(image.Manifest.Digest, p)
 }
 
 func createLayer(ctx context.Context, repo *registry.Repository, l ImageLayer, store *Store, opts fetcher.BuildOptions, below directories, wrap func(ImageLayer, io.Reader) io.Reader) (*Head, error) {

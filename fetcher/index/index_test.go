@@ -316,7 +316,7 @@ func TestImageToArtifactAndBack(t *testing.T) {
 		})
 	}
 	put := func(subject v1.Descriptor) {
-		body, err := encodeArtifact(subject, entries, "2026-01-01T00:00:00Z")
+		body, err := encodeArtifact(subject, v1.DescriptorEmptyJSON, entries, "2026-01-01T00:00:00Z")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -333,10 +333,10 @@ func TestImageToArtifactAndBack(t *testing.T) {
 	}
 	put(image.Manifest)
 	found, err := Find(t.Context(), image.Repo, image.Manifest.Digest)
-	if err != nil || len(found) != 2 {
+	if err != nil || len(found.Entries) != 2 {
 		t.Fatal(found, err)
 	}
-	head, err := FetchHead(t.Context(), image.Repo, found[1])
+	head, err := FetchHead(t.Context(), image.Repo, found.Entries[1])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -344,14 +344,14 @@ func TestImageToArtifactAndBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := other.Put(found[1].Layer, head, Source{"r", found[1]}); err != nil {
+	if err := other.Put(found.Entries[1].Layer, head, Source{"r", found.Entries[1]}); err != nil {
 		t.Fatal(err)
 	}
-	if err := other.Put(found[0].Layer, head, Source{}); !errors.Is(err, ErrFormat) {
+	if err := other.Put(found.Entries[0].Layer, head, Source{}); !errors.Is(err, ErrFormat) {
 		t.Errorf("a head for the wrong layer: %v", err)
 	}
 	reg.Fail(registrytest.Flip)
-	if _, err := FetchHead(t.Context(), image.Repo, found[0]); !errors.Is(err, ErrFormat) {
+	if _, err := FetchHead(t.Context(), image.Repo, found.Entries[0]); !errors.Is(err, ErrFormat) {
 		t.Errorf("a damaged head: %v", err)
 	}
 }

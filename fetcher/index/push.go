@@ -47,14 +47,18 @@ func Push(ctx context.Context, client *registry.Client, image *Image, store *Sto
 		}
 		entries = append(entries, e)
 	}
-	body, err := encodeArtifact(image.Manifest, entries, time.Now().UTC().Format(time.RFC3339))
+	prediction, data, err := describePrediction(store, image.Manifest.Digest)
+	if err != nil {
+		return nil, err
+	}
+	if err := push(ctx, pusher, prediction, bytes.NewReader(data), nil); err != nil {
+		return nil, fmt.Errorf("push prediction: %w", err)
+	}
+	body, err := encodeArtifact(image.Manifest, prediction, entries, time.Now().UTC().Format(time.RFC3339))
 	if err != nil {
 		return nil, err
 	}
 	desc := v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: digest.FromBytes(body), Size: int64(len(body))}
-	if err := push(ctx, pusher, v1.DescriptorEmptyJSON, bytes.NewReader(v1.DescriptorEmptyJSON.Data), nil); err != nil {
-		return nil, err
-	}
 	if err := push(ctx, pusher, desc, bytes.NewReader(body), nil); err != nil {
 		return nil, fmt.Errorf("push index manifest: %w", err)
 	}
@@ -70,6 +74,17 @@ func Push(ctx context.Context, client *registry.Client, image *Image, store *Sto
 		err = tagReferrer(ctx, resolver, image, p.Manifest)
 	}
 	return p, err
+}
+
+// describePrediction is the artifact's configuration: the prediction, or the
+// empty one of the image specification.
+func describePrediction(store *Store, image digest.Digest) (v1.Descriptor, []byte, error) {
+	p, err := store.Prediction(image)
+	if err != nil || p == nil {
+		return v1.DescriptorEmptyJSON, v1.DescriptorEmptyJSON.Data, err
+	}
+	b, err := json.Marshal(p)
+	return v1.Descriptor{MediaType: PredictionType, Digest: digest.FromBytes(b), Size: int64(len(b))}, b, err
 }
 
 func pushLayer(ctx context.Context, pusher remotes.Pusher, store *Store, layer digest.Digest, progress func(int64)) (Entry, error) {

@@ -1,7 +1,6 @@
 package index
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -96,10 +95,10 @@ func (s *Store) Put(layer digest.Digest, head []byte, from Source) error {
 	if err != nil {
 		return err
 	}
-	if err := writeFile(s.sourcePath(layer), b, bytes.NewReader(nil)); err != nil {
+	if err := replace(s.sourcePath(layer), b); err != nil {
 		return err
 	}
-	return writeFile(s.Path(layer), head, bytes.NewReader(nil))
+	return replace(s.Path(layer), head)
 }
 
 func (s *Store) sourcePath(layer digest.Digest) string { return s.Path(layer) + ".source" }

@@ -1,0 +1,108 @@
+package predict
+
+import (
+	"debug/elf"
+	"path"
+	"strings"
+)
+
+// Code of a program or library is taken whole up to these sizes: programs run
+// most of their pages at start, since the kernel maps around each fault.
+const (
+	wholeProgram = 16 << 20
+	wholeLibrary = 5 << 20
+)
+
+// systemDirs is where the loader looks when nothing says otherwise. The
+// directories of /etc/ld.so.conf.d on Debian and others are among them.
+var systemDirs = []string{
+	"/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu", "/usr/lib/aarch64-linux-gnu",
+	"/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/local/lib",
+}
+
+// program takes an executable, its loader and its libraries.
+func (p *predictor) program(name string) { p.elf(name, wholeProgram, true, 0) }
+
+// library takes a shared object that is loaded into a running program.
+func (p *predictor) library(name string) { p.elf(name, wholeLibrary, false, 0) }
+
+func (p *predictor) elf(name string, whole int64, program bool, depth int) {
+	real, f, ok := p.tree.regular(name)
+	if !ok || depth > 40 || !p.take(real) {
+		return
+	}
+	x, err := elf.NewFile(p.open(f))
+	if err != nil {
+		return
+	}
+	if f.Size <= whole {
+		p.add(f, 0, f.Size)
+	} else {
+		p.loaderParts(f, x)
+	}
+	if program {
+		for _, seg := range x.Progs {
+			if seg.Type == elf.PT_INTERP && seg.Filesz > 0 && seg.Filesz < 4096 {
+				b := make([]byte, seg.Filesz)
+				if _, err := seg.ReadAt(b, 0); err == nil {
+					p.elf(strings.TrimRight(string(b), "\x00"), wholeLibrary, false, depth+1)
+				}
+			}
+		}
+		p.whole("/etc/ld.so.cache")
+	}
+	dirs := p.searchPath(real, x)
+	needed, _ := x.ImportedLibraries()
+	for _, lib := range needed {
+		if target := p.findLibrary(lib, dirs); target != "" {
+			p.elf(target, wholeLibrary, false, depth+1)
+		}
+	}
+}
+
+// loaderParts are what the dynamic loader touches in a large object: all before
+// its code, and its writable segments, where relocations are applied.
+func (p *predictor) loaderParts(f File, x *elf.File) {
+	code := f.Size
+	for _, seg := range x.Progs {
+		if seg.Type == elf.PT_LOAD && seg.Flags&elf.PF_X != 0 {
+			code = min(code, int64(seg.Off))
+		}
+	}
+	const most = 4 << 20
+	p.add(f, 0, min(max(code, 4096), most))
+	for _, seg := range x.Progs {
+		if seg.Type == elf.PT_LOAD && seg.Flags&elf.PF_W != 0 && int64(seg.Off) >= 0 && int64(seg.Off) < f.Size {
+			p.add(f, int64(seg.Off), min(int64(seg.Filesz), most))
+		}
+	}
+}
+
+func (p *predictor) searchPath(real string, x *elf.File) []string {
+	var dirs []string
+	for _, tag := range []elf.DynTag{elf.DT_RPATH, elf.DT_RUNPATH} {
+		values, _ := x.DynString(tag)
+		for _, v := range values {
+			for dir := range strings.SplitSeq(v, ":") {
+				dir = strings.ReplaceAll(strings.ReplaceAll(dir, "${ORIGIN}", "$ORIGIN"), "$ORIGIN", "/"+path.Dir(real))
+				dirs = append(dirs, dir)
+			}
+		}
+	}
+	if v := p.env["LD_LIBRARY_PATH"]; v != "" {
+		dirs = append(dirs, strings.Split(v, ":")...)
+	}
+	return append(dirs, systemDirs...)
+}
+
+func (p *predictor) findLibrary(name string, dirs []string) string {
+	if strings.Contains(name, "/") {
+		return name
+	}
+	for _, dir := range dirs {
+		if _, _, ok := p.tree.regular(path.Join(dir, name)); ok {
+			return path.Join(dir, name)
+		}
+	}
+	return ""
+}

@@ -1,0 +1,169 @@
+package harness
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Env is a directory with the processes that work in it.
+type Env struct {
+	Dir string
+	Bin string // our commands and the pinned tools
+
+	procs   []*Proc
+	closers []func() error
+}
+
+// parent holds all environments: on a file system that supports pre-content
+// events, which /tmp may not be.
+const parent = "/var/tmp"
+
+const prefix = "lacuna-env-"
+
+// New makes an environment. Bin has the commands of make build and make tools.
+func New(bin string) (*Env, error) {
+	for _, name := range []string{"containerd", "ctr", "containerd-shim-runc-v2", "registry", "lacuna-snapshotter", "lacunactl"} {
+		if _, err := os.Stat(filepath.Join(bin, name)); err != nil {
+			return nil, fmt.Errorf("%w (run make build tools)", err)
+		}
+	}
+	if err := sweep(); err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp(parent, fmt.Sprintf("%s%d-", prefix, os.Getpid()))
+	if err != nil {
+		return nil, err
+	}
+	return &Env{Dir: dir, Bin: bin}, nil
+}
+
+// sweep removes environments whose process is gone.
+func sweep() error {
+	dirs, err := filepath.Glob(filepath.Join(parent, prefix+"*"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), prefix), "-")
+		if n, err := strconv.Atoi(pid); err != nil || unix.Kill(n, 0) == nil {
+			continue
+		}
+		if err := destroy(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// destroy ends what works in an environment and removes it.
+func destroy(dir string) error {
+	killAll(dir)
+	return errors.Join(unmountBelow(dir), os.RemoveAll(dir))
+}
+
+// killAll kills the processes whose command line names the directory: shims
+// and daemons that a killed run left. Nothing else has its name.
+func killAll(dir string) {
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		left := 0
+		entries, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+		for _, path := range entries {
+			b, err := os.ReadFile(path)
+			if err != nil || !bytes.Contains(b, []byte(dir+"/")) {
+				continue
+			}
+			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+			if err != nil || pid == os.Getpid() {
+				continue
+			}
+			left++
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+		if left == 0 || time.Now().After(deadline) {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// Mounts lists the mountpoints below a directory, the last mounted first.
+func Mounts(dir string) ([]string, error) {
+	b, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return nil, err
+	}
+	var list []string
+	for line := range strings.SplitSeq(string(b), "\n") {
+		fields := strings.Fields(line)
+		if len(fields) > 1 && strings.HasPrefix(fields[1], dir+"/") {
+			list = append(list, fields[1])
+		}
+	}
+	slices.Reverse(list)
+	return list, nil
+}
+
+func unmountBelow(dir string) error {
+	list, err := Mounts(dir)
+	if err != nil {
+		return err
+	}
+	for _, m := range list {
+		if err := unix.Unmount(m, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("unmount %s: %w", m, err)
+		}
+	}
+	return nil
+}
+
+// Path joins names to the environment's directory.
+func (e *Env) Path(names ...string) string {
+	return filepath.Join(append([]string{e.Dir}, names...)...)
+}
+
+// onClose registers what Close does, last first.
+func (e *Env) onClose(f func() error) { e.closers = append(e.closers, f) }
+
+// Close ends everything. It may be called twice.
+func (e *Env) Close() error {
+	var errs []error
+	for _, f := range slices.Backward(e.closers) {
+		errs = append(errs, f())
+	}
+	e.closers = nil
+	return errors.Join(append(errs, destroy(e.Dir))...)
+}
+
+// Run runs a command of Bin, or any other, and returns its output.
+func (e *Env) Run(ctx context.Context, name string, args ...string) (string, error) {
+	cmd := e.command(ctx, name, args...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return string(out), fmt.Errorf("%s %s: %w\n%s%s", name, strings.Join(args, " "), err, out, stderr.String())
+	}
+	return string(out), nil
+}
+
+func (e *Env) command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	path := filepath.Join(e.Bin, name)
+	if _, err := os.Stat(path); err != nil {
+		path = name
+	}
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Env = append(os.Environ(), "PATH="+e.Bin+":"+os.Getenv("PATH"))
+	return cmd
+}

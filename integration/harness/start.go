@@ -1,0 +1,78 @@
+package harness
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+)
+
+// Start is what one start of a container took.
+type Start struct {
+	Pull  time.Duration // until ctr images pull returned
+	Ready time.Duration // from the beginning until the line "ready"
+	End   time.Duration // from the beginning until the container ended
+	Bytes int64         // over the line until then, by the ready line
+	Out   string
+}
+
+// PullAndRun pulls an image through the transfer service, as ctr and nerdctl
+// do, runs it, and measures until its output has a line "ready".
+func (c *Containerd) PullAndRun(ctx context.Context, link *Link, snapshotter, ref, id string) (Start, error) {
+	var s Start
+	before := link.Received()
+	began := time.Now()
+	if _, err := c.Ctr(ctx, "images", "pull", "--hosts-dir", c.env.HostsDir(), "--snapshotter", snapshotter, ref); err != nil {
+		return s, err
+	}
+	s.Pull = time.Since(began)
+	err := c.run(ctx, snapshotter, ref, id, nil, func(line string) {
+		s.Out += line + "\n"
+		if line == "ready" && s.Ready == 0 {
+			s.Ready = time.Since(began)
+			s.Bytes = link.Received() - before
+		}
+	})
+	s.End = time.Since(began)
+	if err == nil && s.Ready == 0 {
+		err = fmt.Errorf("the container never said ready:\n%s", s.Out)
+	}
+	return s, err
+}
+
+// RunIn runs a command in a fresh container of a pulled image.
+func (c *Containerd) RunIn(ctx context.Context, snapshotter, ref, id string, command ...string) (string, error) {
+	var out strings.Builder
+	err := c.run(ctx, snapshotter, ref, id, command, func(line string) { out.WriteString(line + "\n") })
+	return out.String(), err
+}
+
+func (c *Containerd) run(ctx context.Context, snapshotter, ref, id string, command []string, line func(string)) error {
+	args := append([]string{"--address", c.Address, "run", "--rm", "--snapshotter", snapshotter, ref, id}, command...)
+	cmd := c.env.command(ctx, "ctr", args...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	r, w := io.Pipe()
+	cmd.Stdout = w
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	lines := make(chan struct{})
+	go func() {
+		defer close(lines)
+		for s := bufio.NewScanner(r); s.Scan(); {
+			line(s.Text())
+		}
+		_, _ = io.Copy(io.Discard, r)
+	}()
+	err := cmd.Wait()
+	w.Close()
+	<-lines
+	if err != nil {
+		return fmt.Errorf("run %s: %w\n%s", id, err, stderr.String())
+	}
+	return nil
+}
