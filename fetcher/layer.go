@@ -46,9 +46,10 @@ type Layer struct {
 
 // Grow widens a range of spans to the checkpoints around it. What lies between
 // the one before and the range, a fetch passes anyway. What lies between the
-// range and the one behind it costs bytes now, and fewer than later: to get it
-// by itself would mean to pass all before it again.
-func (l *Layer) Grow(first, last int64) (int64, int64) {
+// range and the one behind it, with the span that reaches over that one, is
+// added where missed is set: it costs bytes now, and fewer than later, since to
+// get it by itself would mean to pass all before it again.
+func (l *Layer) Grow(first, last int64, missed bool) (int64, int64) {
 	m := l.Map
 	from, _ := m.span(first)
 	_, to := m.span(last - 1)
@@ -65,14 +66,17 @@ func (l *Layer) Grow(first, last int64) (int64, int64) {
 		}
 		first--
 	}
+	if !missed {
+		return first, last
+	}
 	behind := StreamOffset(m.StreamSize)
 	if next := m.checkpointBefore(end-1) + 1; next < len(m.Checkpoints) {
 		behind = m.Checkpoints[next].Stream
 	}
 	for last < m.Spans() {
 		lo, hi := m.span(last)
-		_, e, ok := m.streamRange(lo, hi)
-		if !ok || e > behind {
+		s, _, ok := m.streamRange(lo, hi)
+		if !ok || s >= behind {
 			break
 		}
 		last++

@@ -135,6 +135,18 @@ func (m *Map) extentAt(off BlobOffset) int {
 	})
 }
 
+// File is the range of spans that the file at a span's end lies in. A small file
+// shares its spans with others.
+func (m *Map) File(span int64) (first, last int64) {
+	_, to := m.span(span)
+	i := m.extentAt(to - 1)
+	if i == len(m.Extents) {
+		return span, span + 1
+	}
+	e := m.Extents[i]
+	return min(span, int64(e.Blob)/m.SpanSize), max(span+1, (int64(e.Blob)+e.Len-1)/m.SpanSize+1)
+}
+
 // streamRange is the part of the stream that the blob range needs; ok is false
 // where it needs none.
 func (m *Map) streamRange(from, to BlobOffset) (first, end StreamOffset, ok bool) {

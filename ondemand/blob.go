@@ -166,12 +166,12 @@ func (b *Blob) join(first, last int64, urgent bool) ([]*pending, error) {
 // start begins a flight for [first, last) and what the source brings with it,
 // up to the next spans on either side that are filled or in flight.
 func (b *Blob) start(first, last int64, urgent bool) {
-	from, to := b.source.Grow(first, last)
+	from, to := b.source.Grow(first, last, urgent)
 	for from = max(from, 0); first > from && !b.taken(first-1); {
 		first--
 	}
-	for to = min(to, b.spans); urgent && last < to && !b.taken(last); {
-		last++ // who fills ahead knows where to stop
+	for to = min(to, b.spans); last < to && !b.taken(last); {
+		last++
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), b.engine.opts.Timeout)
 	f := &flight{first: first, last: last, cancel: cancel, turn: b.engine.budget.queue(urgent)}

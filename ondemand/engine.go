@@ -46,8 +46,10 @@ func (o Options) withDefaults() (Options, error) {
 // Source brings verified spans of one blob. Both may be called from many
 // goroutines.
 type Source interface {
-	// Grow widens [first, last) to what is better fetched with it than later.
-	Grow(first, last int64) (int64, int64)
+	// Grow widens [first, last) to what is better fetched with it than later:
+	// to what costs nothing more, and, where a reader has missed it, to what is
+	// likely wanted next.
+	Grow(first, last int64, missed bool) (int64, int64)
 	// Fetch brings the spans [first, last) in any order. It calls put for each
 	// with its verified bytes, which put does not keep, stops at the first
 	// error, and returns soon after ctx ends.

@@ -45,7 +45,7 @@ func newSource(n int) *fakeSource {
 	return s
 }
 
-func (s *fakeSource) Grow(first, last int64) (int64, int64) { return first - s.back, last }
+func (s *fakeSource) Grow(first, last int64, _ bool) (int64, int64) { return first - s.back, last }
 
 func (s *fakeSource) Fetch(ctx context.Context, first, last int64, put func(int64, []byte) error) error {
 	s.fetches.Add(1)
@@ -349,7 +349,7 @@ func TestSourceThatBreaksItsContract(t *testing.T) {
 
 type sourceFunc func(put func(int64, []byte) error) error
 
-func (f sourceFunc) Grow(first, last int64) (int64, int64) { return first, last }
+func (f sourceFunc) Grow(first, last int64, _ bool) (int64, int64) { return first, last }
 func (f sourceFunc) Fetch(_ context.Context, _, _ int64, put func(int64, []byte) error) error {
 	return f(put)
 }

@@ -24,6 +24,8 @@ type layerSource struct {
 	mu   sync.Mutex
 	open *fetcher.Layer
 	file *os.File
+
+	misses misses
 }
 
 func (s *layerSource) load() (*fetcher.Layer, error) {
@@ -66,13 +68,46 @@ func (s *layerSource) load() (*fetcher.Layer, error) {
 	return s.open, nil
 }
 
-// Grow implements ondemand.Source.
-func (s *layerSource) Grow(first, last int64) (int64, int64) {
+// Grow implements ondemand.Source. To the layer's own advice it adds what misses
+// tell: a file that is missed again and again is read all over, as large
+// libraries are.
+func (s *layerSource) Grow(first, last int64, missed bool) (int64, int64) {
 	l, err := s.load()
 	if err != nil {
 		return first, last // Fetch will say why
 	}
-	return l.Grow(first, last)
+	if missed {
+		start, end := l.Map.File(last - 1)
+		last = min(end, last+s.misses.ahead(start))
+	}
+	return l.Grow(first, last, missed)
+}
+
+// misses counts readers' misses by file.
+type misses struct {
+	mu    sync.Mutex
+	count map[int64]int // by the file's first span
+}
+
+// ahead counts a miss and returns how many spans more to bring.
+func (m *misses) ahead(file int64) int64 {
+	const (
+		calm  = 2  // misses that say nothing yet
+		first = 4  // spans with the next one, doubled with each
+		most  = 64 // spans
+		files = 4096
+	)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.count == nil || len(m.count) > files {
+		m.count = map[int64]int{}
+	}
+	m.count[file]++
+	n := m.count[file] - calm
+	if n <= 0 {
+		return 0
+	}
+	return min(most, int64(first)<<min(n-1, 8))
 }
 
 // Fetch implements ondemand.Source.

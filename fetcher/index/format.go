@@ -17,9 +17,9 @@ const (
 	magic     = "LACUNAX1"
 	fixedSize = 28
 
-	// groupSize is how many checkpoints share a group: windows compress
-	// better together, and are fetched together by readers of neighbours.
-	groupSize = 16
+	// groupSize is how many checkpoints share a group: windows compress a
+	// little better together, but a reader needs one and fetches all.
+	groupSize = 8
 
 	maxHead      = 256 << 20
 	maxBootstrap = 512 << 20

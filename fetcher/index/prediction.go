@@ -91,7 +91,11 @@ func Predict(ctx context.Context, image *Image, store *Store) (*Prediction, erro
 	for _, r := range predict.Start(tree, open, image.Command, predict.DefaultLimit) {
 		order.add(r, layers[r.File.Layer].layer.Map.SpanSize)
 	}
-	p.Spans = order.runs()
+	maps := make([]*fetcher.Map, len(layers))
+	for i, l := range layers {
+		maps[i] = l.layer.Map
+	}
+	p.Spans = order.runs(maps)
 	return p, ctx.Err()
 }
 
@@ -135,31 +139,37 @@ func (o *order) add(r predict.Range, spanSize int64) {
 	}
 }
 
-// A run is one request. Its length and the gaps it goes over were chosen for a
-// round trip of 20 ms at 200 Mbit/s: docs/benchmarks.md.
 const (
-	maxRun = 32 // spans
-	maxGap = 1
+	// maxRun is the most spans in a run: one request, while which readers that
+	// want later bytes of it wait.
+	maxRun = 64
+	// extraRequest is what another request may cost in bytes to be avoided.
+	extraRequest = 2 << 10
 )
 
-// runs joins neighbours into runs, and orders them by the first use of any of
-// their spans.
-func (o *order) runs() [][3]int64 {
+// runs joins spans into runs where one request for both costs no more bytes than
+// two, since each passes what lies between its checkpoint and its first span.
+// They are ordered by the first use of any of their spans.
+func (o *order) runs(maps []*fetcher.Map) [][3]int64 {
 	type run struct {
 		layer, first, last int64
 		rank               int
 	}
 	var list []run
 	for layer, spans := range o.rank {
+		m := maps[layer]
 		slices.SortFunc(spans, func(a, b ranked) int { return cmp.Compare(a.span, b.span) })
 		for i, s := range spans {
-			k := len(list) - 1
-			if i > 0 && s.span <= list[k].last+maxGap && s.span-list[k].first < maxRun {
-				list[k].last = s.span + 1
-				list[k].rank = min(list[k].rank, s.rank)
-			} else {
-				list = append(list, run{int64(layer), s.span, s.span + 1, s.rank})
+			r := run{int64(layer), s.span, s.span + 1, s.rank}
+			if i > 0 {
+				last := &list[len(list)-1]
+				if r.last-last.first <= maxRun &&
+					m.Fetched(last.first, r.last) <= m.Fetched(last.first, last.last)+m.Fetched(r.first, r.last)+extraRequest {
+					last.last, last.rank = r.last, min(last.rank, r.rank)
+					continue
+				}
 			}
+			list = append(list, r)
 		}
 	}
 	slices.SortStableFunc(list, func(a, b run) int { return cmp.Compare(a.rank, b.rank) })
@@ -225,7 +235,7 @@ func (r *spanReader) read(p []byte, at int64) error {
 				clear(r.cache)
 			}
 			last := min((at+int64(len(p))-1)/size+1, span+32)
-			first, last := r.layer.Grow(span, last)
+			first, last := r.layer.Grow(span, last, true)
 			err := r.layer.Fetch(r.ctx, first, last, func(i int64, b []byte) error {
 				r.cache[i] = append([]byte(nil), b...)
 				return nil

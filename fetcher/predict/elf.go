@@ -6,11 +6,15 @@ import (
 	"strings"
 )
 
-// Code of a program or library is taken whole up to these sizes: programs run
-// most of their pages at start, since the kernel maps around each fault.
+// Code is taken whole up to these sizes, and of larger files what the loader
+// touches. The kernel maps around each fault, so what runs at all is soon read
+// all over: the program, the libraries it always has, the modules it loads. The
+// libraries of a module are there for a few functions.
 const (
 	wholeProgram = 16 << 20
-	wholeLibrary = 5 << 20
+	wholeLibrary = 4 << 20
+	wholeModule  = 4 << 20
+	wholeNeeded  = 1 << 20
 )
 
 // systemDirs is where the loader looks when nothing says otherwise. The
@@ -21,12 +25,13 @@ var systemDirs = []string{
 }
 
 // program takes an executable, its loader and its libraries.
-func (p *predictor) program(name string) { p.elf(name, wholeProgram, true, 0) }
+func (p *predictor) program(name string) { p.elf(name, wholeProgram, wholeLibrary, true, 0) }
 
-// library takes a shared object that is loaded into a running program.
-func (p *predictor) library(name string) { p.elf(name, wholeLibrary, false, 0) }
+// module takes a shared object that is loaded into a running program.
+func (p *predictor) module(name string) { p.elf(name, wholeModule, wholeNeeded, false, 0) }
 
-func (p *predictor) elf(name string, whole int64, program bool, depth int) {
+// elf takes an object, whole up to one size, and those it needs, up to another.
+func (p *predictor) elf(name string, whole, wholeOthers int64, program bool, depth int) {
 	real, f, ok := p.tree.regular(name)
 	if !ok || depth > 40 || !p.take(real) {
 		return
@@ -45,7 +50,7 @@ func (p *predictor) elf(name string, whole int64, program bool, depth int) {
 			if seg.Type == elf.PT_INTERP && seg.Filesz > 0 && seg.Filesz < 4096 {
 				b := make([]byte, seg.Filesz)
 				if _, err := seg.ReadAt(b, 0); err == nil {
-					p.elf(strings.TrimRight(string(b), "\x00"), wholeLibrary, false, depth+1)
+					p.elf(strings.TrimRight(string(b), "\x00"), wholeOthers, wholeOthers, false, depth+1)
 				}
 			}
 		}
@@ -55,7 +60,7 @@ func (p *predictor) elf(name string, whole int64, program bool, depth int) {
 	needed, _ := x.ImportedLibraries()
 	for _, lib := range needed {
 		if target := p.findLibrary(lib, dirs); target != "" {
-			p.elf(target, wholeLibrary, false, depth+1)
+			p.elf(target, wholeOthers, wholeOthers, false, depth+1)
 		}
 	}
 }

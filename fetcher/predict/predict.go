@@ -40,6 +40,9 @@ func Start(t *Tree, open Reader, c Command, limit Limit) []Range {
 		p.env[k] = v
 	}
 	p.dir = path.Join("/", c.Dir)
+	// The runtime looks users up before it starts the command.
+	p.whole("/etc/passwd")
+	p.whole("/etc/group")
 	p.command(c.Args, 0)
 	return p.ranges
 }

@@ -1,6 +1,7 @@
 package predict
 
 import (
+	"bytes"
 	"path"
 	"slices"
 	"strings"
@@ -10,7 +11,8 @@ import (
 
 // interpreter is one Python in the image.
 type interpreter struct {
-	tag    string   // of compiled modules, such as "cpython-311"
+	tag    string // of compiled modules, such as "cpython-311"
+	stdlib string
 	path   []string // sys.path
 	loaded map[string]bool
 }
@@ -26,7 +28,10 @@ func (p *predictor) runPython(program string, args []string) {
 		return
 	}
 	p.python = py
-	p.whole("/usr/lib/locale/C.utf8/LC_CTYPE")
+	// Its locale and time zone, at glibc's places.
+	for _, name := range []string{"/usr/lib/locale/C.utf8/LC_CTYPE", "/usr/lib/x86_64-linux-gnu/gconv/gconv-modules.cache", "/etc/localtime"} {
+		p.whole(name)
+	}
 	for _, m := range startModules {
 		p.importModule(m, 0)
 	}
@@ -90,7 +95,7 @@ func (p *predictor) findPython(program string) *interpreter {
 	if version == "" || !p.tree.isDir(stdlib) {
 		return nil
 	}
-	py := &interpreter{tag: "cpython-" + strings.ReplaceAll(version, ".", ""), loaded: map[string]bool{}}
+	py := &interpreter{tag: "cpython-" + strings.ReplaceAll(version, ".", ""), stdlib: stdlib, loaded: map[string]bool{}}
 	if v := p.env["PYTHONPATH"]; v != "" {
 		py.path = strings.Split(v, ":")
 	}
@@ -145,7 +150,8 @@ func (p *predictor) load(base, name string, depth int) bool {
 	for _, entry := range p.tree.names(dir) {
 		if strings.HasPrefix(entry, file+".") && strings.HasSuffix(entry, ".so") &&
 			(entry == file+".so" || strings.Contains(entry, p.python.tag) || strings.Contains(entry, ".abi3.")) {
-			p.library(path.Join(dir, entry))
+			p.module(path.Join(dir, entry))
+			p.cython(path.Join(dir, entry), depth)
 			return true
 		}
 	}
@@ -156,6 +162,28 @@ func (p *predictor) load(base, name string, depth int) bool {
 	}
 	// A directory without __init__.py is a namespace package.
 	return p.tree.isDir(base)
+}
+
+// cython follows the imports of a module that Cython made: their names stand in
+// it as strings, among others. Those that name a module of the standard library
+// are taken for imports.
+func (p *predictor) cython(name string, depth int) {
+	_, f, ok := p.tree.regular(name)
+	if !ok {
+		return
+	}
+	content := p.read(f)
+	if !bytes.Contains(content, []byte("__pyx_")) {
+		return
+	}
+	for word := range bytes.SplitSeq(content, []byte{0}) {
+		if len(word) < 3 || len(word) > 40 || bytes.ContainsAny(word, "./ %_") {
+			continue
+		}
+		if _, _, ok := p.tree.regular(path.Join(p.python.stdlib, string(word)+".py")); ok {
+			p.importModule(string(word), depth+1)
+		}
+	}
 }
 
 // source takes a module's compiled form, or its source where there is none, and
