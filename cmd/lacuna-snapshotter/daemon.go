@@ -70,13 +70,14 @@ func run(ctx context.Context, c *config.Config) error {
 	if err != nil {
 		return errors.Join(err, transport.Close())
 	}
+	transport.Recover()
 	log.Info("ready to serve", "version", version.String(), "root", c.Root, "transport", transport.Name())
 	err = serve(ctx, c, log, snapshotter, &status{
 		started: time.Now(), root: c.Root, transport: transport.Name(), layers: layers, engine: engine, client: client,
 	})
 	log.Info("stopping; mounts stay")
 	// Requests first: a fill needs its blob open until it is answered.
-	return errors.Join(err, transport.Drain(), snapshotter.Close(), transport.leave(layers), transport.Close())
+	return errors.Join(err, transport.Drain(), transport.leave(layers), snapshotter.Close(), transport.Close())
 }
 
 func newLogger(c *config.Config) *slog.Logger {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/lacuna-snapshotter/lacuna/config"
 	"github.com/lacuna-snapshotter/lacuna/internal/version"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/keeper"
 )
 
 func main() {
@@ -48,6 +49,17 @@ func command() *cobra.Command {
 		Short: "print a configuration file with every key and its default",
 		Args:  cobra.NoArgs,
 		Run:   func(cmd *cobra.Command, _ []string) { fmt.Fprint(cmd.OutOrStdout(), config.Default()) },
+	})
+	root.AddCommand(&cobra.Command{
+		Use:    "keeper ROOT",
+		Short:  "hold kernel descriptors for a daemon (started by it)",
+		Hidden: true,
+		Args:   cobra.ExactArgs(1),
+		RunE: func(*cobra.Command, []string) error {
+			// A terminal's interrupt or the end of a login is the daemon's.
+			signal.Ignore(unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
+			return keeper.Run(2)
+		},
 	})
 	return root
 }

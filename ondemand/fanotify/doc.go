@@ -11,6 +11,7 @@
 //
 //	codec.go   the event format, pure
 //	group.go   the system calls
+//	journal.go what was read and not yet answered, in memory that outlives us
 //	server.go  one loop that reads events, one goroutine for each
 //
 // # Pitfalls, and where they are met

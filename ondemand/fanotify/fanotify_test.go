@@ -28,7 +28,15 @@ func TestConformance(t *testing.T) {
 				t.Fatal(err)
 			}
 			hold(t, group)
-			return Serve(group, slog.New(slog.NewTextHandler(testWriter{t}, nil)))
+			journal, err := NewJournal()
+			if err != nil {
+				t.Fatal(err)
+			}
+			s, err := Serve(group, journal, slog.New(slog.NewTextHandler(testWriter{t}, nil)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s
 		},
 		Mount: func(bootstrap string, b *ondemand.Blob, target string) error {
 			return erofs.Mount(bootstrap, b.Path(), target)
@@ -102,6 +110,43 @@ func TestDecode(t *testing.T) {
 	}
 	if list, err := decode(b[:len(b)-1]); err == nil || len(list) != 2 {
 		t.Errorf("cut: %v %v", list, err)
+	}
+}
+
+func TestJournal(t *testing.T) {
+	j, err := NewJournal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	one := event{fd: 20, off: 4096, count: 8192}
+	two := event{fd: 21, off: 1 << 40, count: 1}
+	slot := j.put(one, inode{1, 2})
+	j.put(two, inode{3, 4})
+	three := event{mask: unix.FAN_PRE_ACCESS, fd: 22, off: 5, count: 6}
+	j.received(copy(j.inbox(), append(encode(one, true), encode(three, true)...)))
+	again, err := OpenJournal(j.File())
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := again.leftovers()
+	if err != nil || len(list) != 3 || list[0].fd != 20 || list[0].file != (inode{1, 2}) || list[2].fd != 22 || list[2].slot != -1 || list[2].count != 6 {
+		t.Fatalf("%+v %v", list, err)
+	}
+	// Killed between the read and the note of its length.
+	j.received(0)
+	if list, err = again.leftovers(); err != nil || len(list) != 3 {
+		t.Fatalf("%+v %v", list, err)
+	}
+	j.clear(slot)
+	clear(j.inbox())
+	if list, err = again.leftovers(); err != nil || len(list) != 1 {
+		t.Fatalf("%+v %v", list, err)
+	}
+	for range slotCount {
+		j.put(one, inode{})
+	}
+	if j.put(one, inode{}) != -1 {
+		t.Error("a full journal took an event")
 	}
 }
 

@@ -3,6 +3,7 @@ package fanotify
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"sync"
@@ -16,9 +17,13 @@ import (
 
 // Server is the transport.
 type Server struct {
-	group *os.File
-	log   *slog.Logger
-	self  int32
+	group   *os.File
+	journal *Journal
+	log     *slog.Logger
+	self    int32
+
+	left     []left // of a dead daemon, until Recover
+	reserved []int  // descriptors that keep the numbers in left from being used
 
 	ctx    context.Context // of all fills; ends with Close
 	cancel context.CancelFunc
@@ -36,15 +41,94 @@ type inode struct{ dev, ino uint64 }
 
 func identity(st *unix.Stat_t) inode { return inode{st.Dev, st.Ino} }
 
-// Serve answers the events of a group, which it owns from now on, until Close.
-func Serve(group *os.File, log *slog.Logger) *Server {
+// Serve answers the events of a group, which it owns from now on with its
+// journal, until Close. If a dead daemon had them before, Recover answers what
+// that one left, once its blobs are attached again.
+func Serve(group *os.File, journal *Journal, log *slog.Logger) (*Server, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Server{
-		group: group, log: log, self: int32(os.Getpid()),
+		group: group, journal: journal, log: log, self: int32(os.Getpid()),
 		ctx: ctx, cancel: cancel, loop: make(chan struct{}), blobs: map[inode]*ondemand.Blob{},
 	}
+	var err error
+	if s.left, err = journal.leftovers(); err != nil {
+		log.Error("reading the journal of the last daemon", "error", err)
+	}
+	if err := s.reserve(); err != nil {
+		cancel()
+		return nil, err
+	}
 	go s.read()
-	return s
+	return s, nil
+}
+
+// reserve takes the descriptor numbers that unanswered events have, so that no
+// new event gets one of them: answers go by number.
+func (s *Server) reserve() error {
+	if len(s.left) == 0 {
+		return nil
+	}
+	null, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	s.reserved = append(s.reserved, null)
+	for _, l := range s.left {
+		// The number itself or, where we use it already, another one.
+		fd, err := unix.FcntlInt(uintptr(null), unix.F_DUPFD_CLOEXEC, int(l.fd))
+		if err != nil {
+			return fmt.Errorf("reserve descriptor %d of an event: %w", l.fd, err)
+		}
+		s.reserved = append(s.reserved, fd)
+	}
+	return nil
+}
+
+// Recover fills and answers what a dead daemon has left. All its blobs must be
+// attached.
+func (s *Server) Recover() {
+	var wg sync.WaitGroup
+	for _, l := range s.left {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			errno := s.fillLeft(l)
+			if _, err := s.group.Write(answer(l.fd, errno)); err != nil && !errors.Is(err, unix.ENOENT) {
+				s.log.Error("answering an event of the last daemon", "error", err)
+			}
+			s.journal.clear(l.slot)
+		}()
+	}
+	wg.Wait()
+	if len(s.left) > 0 {
+		s.log.Info("answered what the last daemon had left", "events", len(s.left))
+	}
+	for _, fd := range s.reserved {
+		unix.Close(fd)
+	}
+	s.left, s.reserved = nil, nil
+}
+
+// fillLeft fills an event's range: in its blob or, where the daemon died before
+// it knew which that was, in every blob that has such a range.
+func (s *Server) fillLeft(l left) unix.Errno {
+	s.mu.RLock()
+	var blobs []*ondemand.Blob
+	for id, b := range s.blobs {
+		if id == l.file || l.file == (inode{}) {
+			blobs = append(blobs, b)
+		}
+	}
+	s.mu.RUnlock()
+	if len(blobs) == 0 {
+		return unix.EIO
+	}
+	for _, b := range blobs {
+		if errno := s.fillBlob(b, l.event); errno != 0 {
+			return errno
+		}
+	}
+	return 0
 }
 
 // Name implements ondemand.Transport.
@@ -124,22 +208,24 @@ func (s *Server) Drain() error {
 // event that only the loop can answer.
 func (s *Server) read() {
 	defer close(s.loop)
-	buf := make([]byte, 64<<10)
 	for {
-		n, err := s.group.Read(buf)
+		n, err := s.group.Read(s.journal.inbox())
 		if err != nil {
 			if !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, os.ErrClosed) {
 				s.log.Error("reading fanotify events", "error", err)
 			}
 			return
 		}
-		events, err := decode(buf[:n])
+		s.journal.received(n)
+		events, err := decode(s.journal.inbox()[:n])
 		if err != nil {
 			s.log.Error("decoding fanotify events", "error", err)
 		}
 		for _, e := range events {
 			s.take(e)
 		}
+		clear(s.journal.inbox()[:n])
+		s.journal.received(0)
 	}
 }
 
@@ -151,29 +237,37 @@ func (s *Server) take(e event) {
 	case e.pid == s.self:
 		s.answer(e, 0)
 	default:
+		var st unix.Stat_t
+		if err := unix.Fstat(int(e.fd), &st); err != nil {
+			s.log.Error("stat of an event's file", "error", err)
+			s.answer(e, unix.EIO)
+			return
+		}
+		id := identity(&st)
+		slot := s.journal.put(e, id)
 		s.events.Add(1)
 		s.work.Add(1)
 		go func() {
 			defer s.work.Done()
-			s.answer(e, s.fill(e))
+			s.answer(e, s.fill(e, id))
+			s.journal.clear(slot)
 		}()
 	}
 }
 
 // fill brings the event's range and returns what to deny with.
-func (s *Server) fill(e event) unix.Errno {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(e.fd), &st); err != nil {
-		s.log.Error("stat of an event's file", "error", err)
-		return unix.EIO
-	}
+func (s *Server) fill(e event, id inode) unix.Errno {
 	s.mu.RLock()
-	b := s.blobs[identity(&st)]
+	b := s.blobs[id]
 	s.mu.RUnlock()
 	if b == nil {
-		s.log.Error("read of a file that is not attached", "inode", st.Ino, "pid", e.pid)
+		s.log.Error("read of a file that is not attached", "inode", id.ino, "pid", e.pid)
 		return unix.EIO
 	}
+	return s.fillBlob(b, e)
+}
+
+func (s *Server) fillBlob(b *ondemand.Blob, e event) unix.Errno {
 	count := e.count
 	if count == 0 {
 		count = b.Size() // no range: all of it

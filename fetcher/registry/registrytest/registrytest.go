@@ -79,6 +79,13 @@ func (r *Registry) Fail(faults ...Fault) {
 	r.faults = append(r.faults, faults...)
 }
 
+// ClearFaults forgets the faults that no request has met.
+func (r *Registry) ClearFaults() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.faults = nil
+}
+
 // RequireToken makes every request need a bearer token; a new value makes all
 // tokens handed out before it stale.
 func (r *Registry) RequireToken(token string) {

@@ -1,0 +1,73 @@
+# Two commands are for people: make demo and make test. Both do all of their own
+# set-up: Debian packages with apt-get, tools from the Go module proxy at the
+# versions of integration/tools and integration/lint.
+
+GO ?= go
+BIN := $(CURDIR)/.cache/bin
+export CGO_ENABLED ?= 0
+
+PACKAGES := runc erofs-utils mmdebstrap attr tar gzip xz-utils ca-certificates
+FUZZ_TIME ?= 8s
+
+.PHONY: build tools packages demo test unit race kernel integration fuzz lint bench clean
+
+build:
+	$(GO) build -o bin/ ./cmd/...
+
+# Commands and pinned tools where tests, benchmarks and the demo look for them.
+tools: packages
+	@mkdir -p $(BIN)
+	$(GO) build -o $(BIN)/ ./cmd/...
+	cd integration/tools && $(GO) build -o $(BIN)/ \
+		github.com/containerd/containerd/v2/cmd/containerd \
+		github.com/containerd/containerd/v2/cmd/ctr \
+		github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2 \
+		github.com/distribution/distribution/v3/cmd/registry
+
+packages:
+	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+	fi
+
+demo: tools
+	@$(GO) run ./integration/demo
+
+# Everything; what needs cgo is only the race detector.
+test: tools unit race kernel fuzz integration
+
+KERNEL := ./erofs ./ondemand/fanotify ./snapshot
+OTHERS = $(shell $(GO) list ./... | grep -v -e /integration -e lacuna/erofs$$ -e ondemand/fanotify -e lacuna/snapshot$$)
+
+unit:
+	$(GO) vet ./...
+	$(GO) test ./internal/...
+
+race:
+	CGO_ENABLED=1 $(GO) test -race -timeout 10m $(OTHERS)
+
+# Tests on the host's kernel, as root.
+kernel:
+	$(GO) test -timeout 10m $(KERNEL)
+
+integration:
+	$(GO) test -timeout 15m ./integration
+
+# Each decoder's fuzz target for a short while.
+fuzz:
+	@for t in ./erofs:FuzzReadTar ./erofs:FuzzCheck ./fetcher/inflate:FuzzReader ./fetcher/inflate:FuzzExpand \
+		./fetcher/index:FuzzDecodeHead ./fetcher/index:FuzzMap ./fetcher/predict:FuzzImports ./ondemand/fanotify:FuzzDecode; do \
+		echo "fuzz $$t"; \
+		$(GO) test -run '^$$' -fuzz "^$${t#*:}$$" -fuzztime $(FUZZ_TIME) -fuzzminimizetime 20x "$${t%:*}" || exit 1; \
+	done
+
+lint:
+	cd integration/lint && $(GO) build -o $(BIN)/ github.com/golangci/golangci-lint/v2/cmd/golangci-lint mvdan.cc/gofumpt
+	@out=$$($(BIN)/gofumpt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "not formatted (gofumpt -w):"; echo "$$out"; exit 1; fi
+	$(BIN)/golangci-lint run ./...
+
+bench: tools
+	$(GO) run ./integration/bench
+
+clean:
+	rm -rf bin .cache
