@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
@@ -29,7 +28,7 @@ type indexes struct {
 	predictions singleflight.Group
 
 	mu    sync.Mutex
-	known map[digest.Digest]answer // by manifest; a few, of pulls under way
+	known map[string]answer // by repository and manifest; a few, of pulls under way
 }
 
 // answer is what a repository said of an image's index.
@@ -79,19 +78,18 @@ func (x *indexes) find(ctx context.Context, t Target) (*index.Head, error) {
 
 // artifact finds an image's index once for all its layers.
 func (x *indexes) artifact(ctx context.Context, t Target) (*index.Artifact, error) {
+	repo, _, err := x.client.Repository(t.Ref)
+	if err != nil {
+		return nil, err
+	}
+	key := repo.Name() + "@" + t.Manifest.String()
 	x.mu.Lock()
-	known, ok := x.known[t.Manifest]
+	known, ok := x.known[key]
 	x.mu.Unlock()
 	if ok && (known.err == nil || time.Since(known.at) < keepNone) {
 		return known.artifact, known.err
 	}
-	v, err, _ := x.artifacts.Do(t.Manifest.String(), func() (any, error) {
-		repo, _, err := x.client.Repository(t.Ref)
-		if err != nil {
-			return nil, err
-		}
-		return index.Find(ctx, repo, t.Manifest)
-	})
+	v, err, _ := x.artifacts.Do(key, func() (any, error) { return index.Find(ctx, repo, t.Manifest) })
 	if err != nil && !errors.Is(err, index.ErrNone) {
 		return nil, err
 	}
@@ -100,9 +98,9 @@ func (x *indexes) artifact(ctx context.Context, t Target) (*index.Artifact, erro
 	defer x.mu.Unlock()
 	const keep = 32
 	if x.known == nil || len(x.known) >= keep {
-		x.known = map[digest.Digest]answer{}
+		x.known = map[string]answer{}
 	}
-	x.known[t.Manifest] = answer{artifact, err, time.Now()}
+	x.known[key] = answer{artifact, err, time.Now()}
 	return artifact, err
 }
 

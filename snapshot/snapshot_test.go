@@ -75,13 +75,17 @@ func start(ctx context.Context, root string, group *os.File, log *slog.Logger) (
 	if err != nil {
 		return nil, err
 	}
-	n.Snapshotter, err = New(ctx, root, layers, log)
-	return n, err
+	if n.Snapshotter, err = New(ctx, root, layers, log); err != nil {
+		return nil, err
+	}
+	n.server.Recover()
+	return n, nil
 }
 
 // stop is a daemon's graceful end. Mounts stay.
 func (n *node) stop() error {
-	return errors.Join(n.server.Drain(), n.Close(), n.server.Close())
+	n.server.Drain()
+	return errors.Join(n.Close(), n.server.Close())
 }
 
 // tearDown removes the mounts as well.

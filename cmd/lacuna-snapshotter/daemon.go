@@ -77,7 +77,8 @@ func run(ctx context.Context, c *config.Config) error {
 	})
 	log.Info("stopping; mounts stay")
 	// Requests first: a fill needs its blob open until it is answered.
-	return errors.Join(err, transport.Drain(), transport.leave(layers), snapshotter.Close(), transport.Close())
+	transport.Drain()
+	return errors.Join(err, transport.leave(layers), snapshotter.Close(), transport.Close())
 }
 
 func newLogger(c *config.Config) *slog.Logger {

@@ -100,7 +100,7 @@ func prepare(ctx context.Context, e *harness.Env, top string) (*scene, error) {
 	if _, err := e.StartDaemon("settle.quiet = \"3s\""); err != nil {
 		return nil, err
 	}
-	c, err := e.StartContainerd("lacuna")
+	c, err := e.StartContainerd("lacuna", "")
 	return &scene{e, c, link, link.Addr + "/demo/python:latest", size}, err
 }
 

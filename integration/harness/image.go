@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"archive/tar"
 	"bytes"
 	"compress/gzip"
 	"context"
@@ -10,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/remotes"
@@ -45,6 +47,21 @@ func BuildImage(ctx context.Context, e *Env, script, cache, name, app string, pa
 		}
 	}
 	return image, nil
+}
+
+// PackImage makes a one-layer image of a single program.
+func PackImage(path, program string, content []byte) (*Image, error) {
+	f, err := os.Create(path)
+	if err != nil {
+		return nil, err
+	}
+	z := gzip.NewWriter(f)
+	w := tar.NewWriter(z)
+	err = w.WriteHeader(&tar.Header{Name: program, Mode: 0o755, Size: int64(len(content)), ModTime: time.Unix(0, 0)})
+	if err == nil {
+		_, err = w.Write(content)
+	}
+	return &Image{Layers: []string{path}, Cmd: []string{"/" + program}}, errors.Join(err, w.Close(), z.Close(), f.Close())
 }
 
 // Size is the layers' size in bytes.

@@ -86,8 +86,9 @@ type Containerd struct {
 	env     *Env
 }
 
-// StartContainerd runs containerd. Snapshotter is CRI's.
-func (e *Env) StartContainerd(snapshotter string) (*Containerd, error) {
+// StartContainerd runs containerd. Snapshotter is CRI's, and pause the image of
+// its sandboxes, which may be empty where CRI is not used.
+func (e *Env) StartContainerd(snapshotter, pause string) (*Containerd, error) {
 	c := &Containerd{Address: e.Path("c", "containerd.sock"), env: e}
 	config := fmt.Sprintf(`version = 3
 root = %q
@@ -117,13 +118,15 @@ disable_snapshot_annotations = false
 [plugins."io.containerd.cri.v1.images".registry]
 config_path = %q
 [plugins."io.containerd.cri.v1.images".pinned_images]
-sandbox = "pause.local/pause:latest"
+sandbox = %q
 
+[plugins."io.containerd.cri.v1.runtime"]
+restrict_oom_score_adj = true # machines that may not lower it run this too
 [plugins."io.containerd.cri.v1.runtime".cni]
 bin_dirs = [%q]
 conf_dir = %q
 `, e.Path("containerd"), e.Path("c", "state"), c.Address, e.Path("run", "snapshotter.sock"), e.Path("lacuna"),
-		snapshotter, e.HostsDir(), e.Path("cni", "bin"), e.Path("cni", "conf"))
+		snapshotter, e.HostsDir(), pause, e.Path("cni", "bin"), e.Path("cni", "conf"))
 	for _, dir := range []string{e.Path("c"), e.Path("cni", "bin"), e.Path("cni", "conf")} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, err

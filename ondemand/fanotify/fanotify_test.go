@@ -36,6 +36,7 @@ func TestConformance(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			s.Recover()
 			return s
 		},
 		Mount: func(bootstrap string, b *ondemand.Blob, target string) error {

@@ -32,6 +32,11 @@ type Server struct {
 
 	events atomic.Int64
 
+	recovered chan struct{} // closed by Recover
+
+	taking   sync.Mutex
+	draining bool
+
 	mu    sync.RWMutex
 	blobs map[inode]*ondemand.Blob
 }
@@ -42,13 +47,14 @@ type inode struct{ dev, ino uint64 }
 func identity(st *unix.Stat_t) inode { return inode{st.Dev, st.Ino} }
 
 // Serve answers the events of a group, which it owns from now on with its
-// journal, until Close. If a dead daemon had them before, Recover answers what
-// that one left, once its blobs are attached again.
+// journal, until Close. Once all blobs of live mounts are attached, Recover must
+// be called: until then requests for files that are not attached wait. It
+// answers what a dead daemon has left, too.
 func Serve(group *os.File, journal *Journal, log *slog.Logger) (*Server, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Server{
 		group: group, journal: journal, log: log, self: int32(os.Getpid()),
-		ctx: ctx, cancel: cancel, loop: make(chan struct{}), blobs: map[inode]*ondemand.Blob{},
+		ctx: ctx, cancel: cancel, loop: make(chan struct{}), recovered: make(chan struct{}), blobs: map[inode]*ondemand.Blob{},
 	}
 	var err error
 	if s.left, err = journal.leftovers(); err != nil {
@@ -107,6 +113,7 @@ func (s *Server) Recover() {
 		unix.Close(fd)
 	}
 	s.left, s.reserved = nil, nil
+	close(s.recovered)
 }
 
 // fillLeft fills an event's range: in its blob or, where the daemon died before
@@ -186,22 +193,25 @@ func (s *Server) unmark(b *ondemand.Blob) error {
 }
 
 // Close implements ondemand.Transport. Fills under way are ended, and what was
-// read of the group is answered, before its descriptor is closed.
+// read of the group is answered, before its descriptor is closed; after a Drain
+// all but what that left.
 func (s *Server) Close() error {
 	s.cancel()
+	s.work.Wait() // the loop goes on meanwhile: a fill's write may need it
 	err := s.group.SetReadDeadline(past)
 	<-s.loop
 	s.work.Wait()
 	return errors.Join(err, s.group.Close())
 }
 
-// Drain stops reading events, which then queue for whoever else holds the
-// group, and waits until what was read is answered. Close comes after it.
-func (s *Server) Drain() error {
-	err := s.group.SetReadDeadline(past)
-	<-s.loop
+// Drain waits until what was taken is answered. Requests that come from now on
+// are left in the journal, for whoever holds the group after us. Our own writes
+// are answered until Close, which comes when the blobs are closed.
+func (s *Server) Drain() {
+	s.taking.Lock()
+	s.draining = true
+	s.taking.Unlock()
 	s.work.Wait()
-	return err
 }
 
 // read is the loop. It never fills itself: a fill's own write may raise an
@@ -245,6 +255,11 @@ func (s *Server) take(e event) {
 		}
 		id := identity(&st)
 		slot := s.journal.put(e, id)
+		s.taking.Lock()
+		defer s.taking.Unlock()
+		if s.draining {
+			return
+		}
 		s.events.Add(1)
 		s.work.Add(1)
 		go func() {
@@ -257,14 +272,25 @@ func (s *Server) take(e event) {
 
 // fill brings the event's range and returns what to deny with.
 func (s *Server) fill(e event, id inode) unix.Errno {
-	s.mu.RLock()
-	b := s.blobs[id]
-	s.mu.RUnlock()
+	b := s.blob(id)
+	if b == nil {
+		select { // it may be attached yet
+		case <-s.recovered:
+		case <-s.ctx.Done():
+		}
+		b = s.blob(id)
+	}
 	if b == nil {
 		s.log.Error("read of a file that is not attached", "inode", id.ino, "pid", e.pid)
 		return unix.EIO
 	}
 	return s.fillBlob(b, e)
+}
+
+func (s *Server) blob(id inode) *ondemand.Blob {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.blobs[id]
 }
 
 func (s *Server) fillBlob(b *ondemand.Blob, e event) unix.Errno {

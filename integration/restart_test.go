@@ -1,0 +1,89 @@
+package integration
+
+import (
+	"bufio"
+	"fmt"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+// reader is a container that hashes files over and over, dropping nothing: what
+// it prints is the sum of all files of a pass.
+const reader = `i=0; while [ $i -lt 3 ]; do cd /usr && find . -xdev -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum; i=$((i+1)); done`
+
+// TestContainersOutliveTheDaemon kills and stops the daemon under a reading
+// container, before its image is complete.
+func TestContainersOutliveTheDaemon(t *testing.T) {
+	p := real(t)
+	ctx := t.Context()
+	pull := func(snapshotter string) {
+		t.Helper()
+		if _, err := p.containerd.Ctr(ctx, "images", "pull", "--hosts-dir", p.env.HostsDir(), "--snapshotter", snapshotter, p.ref); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pull("overlayfs")
+	want, err := p.containerd.RunIn(ctx, "overlayfs", p.ref, "right", "sh", "-c", reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, end := range map[string]func(){
+		"killed":  func() { p.daemon.Kill() },
+		"stopped": func() { _ = p.daemon.Stop() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			p.forget(t)
+			pull("lacuna")
+			id := "reader-" + name
+			cmd := exec.CommandContext(ctx, p.env.Bin+"/ctr", "--address", p.containerd.Address, "run", "--rm", "--snapshotter", "lacuna", p.ref, id, "sh", "-c", reader)
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			for range 5 {
+				time.Sleep(150 * time.Millisecond)
+				end()
+				time.Sleep(50 * time.Millisecond)
+				if err := p.startDaemon(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var got strings.Builder
+			for s := bufio.NewScanner(out); s.Scan(); {
+				fmt.Fprintln(&got, s.Text())
+			}
+			if err := cmd.Wait(); err != nil {
+				t.Errorf("the container failed: %v", err)
+			}
+			if got.String() != want {
+				t.Errorf("wrong bytes:\n%s\nwant\n%s", got.String(), want)
+			}
+		})
+	}
+}
+
+// TestRegistryDown cuts the line under a running container.
+func TestRegistryDown(t *testing.T) {
+	p := real(t)
+	p.forget(t)
+	ctx := t.Context()
+	if _, err := p.containerd.PullAndRun(ctx, p.link, "lacuna", p.ref, "before"); err != nil {
+		t.Fatal(err)
+	}
+	p.link.Cut()
+	read := []string{"sh", "-c", "cat /usr/share/perl5/*/* /usr/share/doc/*/* | sha256sum"}
+	out, err := p.containerd.RunIn(ctx, "lacuna", p.ref, "cut", append([]string(nil), read...)...)
+	p.link.Mend()
+	if err == nil && !strings.Contains(p.daemon.Log(), "read fails with EIO") {
+		t.Errorf("reads of holes succeeded without a registry: %s", out)
+	}
+	if _, err := p.containerd.RunIn(ctx, "lacuna", p.ref, "mended", read...); err != nil {
+		t.Errorf("with the registry back: %v", err)
+	}
+	p.sameTree(t)
+}
