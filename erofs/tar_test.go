@@ -143,18 +143,17 @@ func build(t testing.TB, layer []byte, dir string) (bootstrap, blob string) {
 
 // seen is all that a file system tells about one name.
 type seen struct {
-	mode       uint32
-	uid, gid   uint32
-	size       int64
-	nlink      uint64
-	rdev       uint64
-	mtime      string
-	target     string
-	xattrs     string
-	hash       string
-	sameInode  string // the first name of the inode
-	isDir      bool
-	bornOfTree bool
+	mode      uint32
+	uid, gid  uint32
+	size      int64
+	nlink     uint64
+	rdev      uint64
+	mtime     string
+	target    string
+	xattrs    string
+	hash      string
+	sameInode string // the first name of the inode
+	isDir     bool
 }
 
 func survey(t *testing.T, root string, skipTimes map[string]bool) map[string]seen {

@@ -53,8 +53,8 @@ type Built struct {
 }
 
 // Build reads a gzip layer to its end and makes its bootstrap and map. Windows
-// are handed to window as they come, with the checkpoint's number, in order;
-// the callee owns them.
+// are handed to window as they come, with the checkpoint's number, in order, from
+// a goroutine of its own; the callee owns them.
 //
 // Inflate runs beside the rest, so that a build takes little longer than
 // inflate alone. Memory is a few buffers and what the tree needs.
@@ -64,10 +64,20 @@ func Build(ctx context.Context, packed io.Reader, opts BuildOptions, window func
 	var tree *erofs.Tree
 	g, ctx := errgroup.WithContext(ctx)
 	stream := newPipe(ctx)
+	windows := make(chan numbered, 16)
 	g.Go(func() error {
-		err := inflateLayer(ctx, packed, opts, m, stream, window)
+		defer close(windows)
+		err := inflateLayer(ctx, packed, opts, m, stream, windows)
 		stream.finish(err)
 		return err
+	})
+	g.Go(func() error {
+		for w := range windows {
+			if err := window(w.checkpoint, w.window); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	g.Go(func() (err error) {
 		tree, err = readStream(ctx, stream, opts, m)
@@ -86,18 +96,27 @@ func Build(ctx context.Context, packed io.Reader, opts BuildOptions, window func
 	return &Built{Map: m, Bootstrap: bootstrap, Tree: tree}, nil
 }
 
+// numbered is a window with its checkpoint's number.
+type numbered struct {
+	checkpoint int
+	window     []byte
+}
+
 // inflateLayer fills in what the packed layer tells.
-func inflateLayer(ctx context.Context, packed io.Reader, opts BuildOptions, m *Map, stream *pipe, window func(int, []byte) error) error {
+func inflateLayer(ctx context.Context, packed io.Reader, opts BuildOptions, m *Map, stream *pipe, windows chan<- numbered) error {
 	sum := sha256.New()
 	counted := &counter{r: io.TeeReader(packed, sum)}
-	var windowErr error
 	r := inflate.NewReader(counted, inflate.Recorder{
 		Spacing: opts.Spacing,
 		Grain:   opts.Grain,
 		Checkpoint: func(c inflate.Checkpoint) {
 			m.Checkpoints = append(m.Checkpoints, Checkpoint{Bit: c.In, Stream: StreamOffset(c.Out), Window: c.Window != nil})
-			if c.Window != nil && windowErr == nil {
-				windowErr = window(len(m.Checkpoints)-1, c.Window)
+			if c.Window == nil {
+				return
+			}
+			select {
+			case windows <- numbered{len(m.Checkpoints) - 1, c.Window}:
+			case <-ctx.Done():
 			}
 		},
 		Stop: func(out, in int64) {
@@ -108,14 +127,11 @@ func inflateLayer(ctx context.Context, packed io.Reader, opts BuildOptions, m *M
 	})
 	for {
 		run, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
 			return fmt.Errorf("inflate at byte %d of the layer: %w", counted.n, err)
-		}
-		if windowErr != nil {
-			return windowErr
 		}
 		m.StreamSize += int64(len(run))
 		if err := stream.write(run); err != nil {
@@ -124,7 +140,7 @@ func inflateLayer(ctx context.Context, packed io.Reader, opts BuildOptions, m *M
 	}
 	m.PackedSize = counted.n
 	m.Layer = digest.NewDigest(digest.SHA256, sum)
-	return errors.Join(windowErr, ctx.Err())
+	return ctx.Err()
 }
 
 // readStream fills in what the tar tells. It reads to the stream's end, for the
@@ -174,10 +190,10 @@ func (s *spanHasher) extent(e erofs.Extent, r io.Reader) error {
 		n, err := r.Read(s.buf[:min(left, int64(len(s.buf)))])
 		s.write(s.buf[:n])
 		left -= int64(n)
-		if err == io.EOF && left > 0 {
-			err = io.ErrUnexpectedEOF
-		}
-		if err != nil && err != io.EOF {
+		if err != nil && (left > 0 || !errors.Is(err, io.EOF)) {
+			if errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
 			return err
 		}
 	}

@@ -9,12 +9,14 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Offsets of the three spaces, in bytes.
-type (
-	BlobOffset   int64
-	StreamOffset int64
-	PackedOffset int64
-)
+// BlobOffset is an offset in the virtual blob, in bytes.
+type BlobOffset int64
+
+// StreamOffset is an offset in the layer's tar, in bytes.
+type StreamOffset int64
+
+// PackedOffset is an offset in the layer as the registry has it, in bytes.
+type PackedOffset int64
 
 // Extent is a run of bytes that lie together in the blob and in the stream.
 // Blob bytes in no extent are zero.

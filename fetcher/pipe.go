@@ -8,12 +8,13 @@ import (
 // pipe carries a stream from one goroutine to another through a few buffers,
 // which io.Pipe does not have: without them the two would take turns.
 type pipe struct {
-	ctx   context.Context // of the errgroup that both ends belong to
-	full  chan []byte
-	empty chan []byte
-	rest  []byte // unread part of cur
-	cur   []byte
-	err   error // the writer's, set before full is closed
+	ctx     context.Context // of the errgroup that both ends belong to
+	full    chan []byte
+	empty   chan []byte
+	filling []byte // the writer's
+	rest    []byte // unread part of cur
+	cur     []byte
+	err     error // the writer's, set before full is closed
 }
 
 const (
@@ -29,15 +30,24 @@ func newPipe(ctx context.Context) *pipe {
 	return p
 }
 
+// write copies data into the stream. It is sent when a buffer is full: the
+// decoder's own runs are short.
 func (p *pipe) write(data []byte) error {
 	for len(data) > 0 {
-		select {
-		case b := <-p.empty:
-			n := copy(b[:pipeBufferSize], data)
-			data = data[n:]
-			p.full <- b[:n]
-		case <-p.ctx.Done():
-			return p.ctx.Err()
+		if p.filling == nil {
+			select {
+			case b := <-p.empty:
+				p.filling = b[:0]
+			case <-p.ctx.Done():
+				return p.ctx.Err()
+			}
+		}
+		n := min(len(data), pipeBufferSize-len(p.filling))
+		p.filling = append(p.filling, data[:n]...)
+		data = data[n:]
+		if len(p.filling) == pipeBufferSize {
+			p.full <- p.filling
+			p.filling = nil
 		}
 	}
 	return nil
@@ -45,6 +55,9 @@ func (p *pipe) write(data []byte) error {
 
 // finish ends the stream: the reader sees err, or io.EOF for nil.
 func (p *pipe) finish(err error) {
+	if len(p.filling) > 0 && err == nil {
+		p.full <- p.filling
+	}
 	p.err = err
 	close(p.full)
 }

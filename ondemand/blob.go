@@ -75,8 +75,7 @@ func (b *Blob) Size() int64 { return b.size }
 
 // Filled returns how many bytes are filled, up to a span more than there are.
 func (b *Blob) Filled() int64 {
-	filled, _ := b.record.counts()
-	return min(b.size, filled*b.spanSize)
+	return min(b.size, b.record.count()*b.spanSize)
 }
 
 // FirstHole returns the offset of the first span that is not filled, or the
@@ -235,7 +234,7 @@ func (b *Blob) write(span int64, data []byte) error {
 	if err := b.record.set(span); err != nil {
 		return err
 	}
-	if filled, _ := b.record.counts(); filled == b.spans {
+	if b.record.count() == b.spans {
 		b.mu.Lock()
 		if !b.Complete() {
 			close(b.completed)

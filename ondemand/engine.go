@@ -147,7 +147,7 @@ func (b *Blob) load() error {
 	if b.record, err = openRecord(b.path, b.spans, b.spanSize, b.engine.opts.BootID); err != nil {
 		return err
 	}
-	if filled, _ := b.record.counts(); filled == b.spans {
+	if b.record.count() == b.spans {
 		close(b.completed)
 	}
 	return nil

@@ -392,7 +392,7 @@ func TestKeyIsTakenOnce(t *testing.T) {
 	s := newSource(testSpan)
 	e, b := openBlob(t, Options{}, s, t.TempDir())
 	_, err := e.Open(BlobConfig{Key: b.Key(), Path: filepath.Join(t.TempDir(), "x"), Size: 1, SpanSize: testSpan, Source: s})
-	if !errors.As(err, &ErrExists{}) {
+	if !errors.As(err, &ExistsError{}) {
 		t.Error(err)
 	}
 	if len(e.All()) != 1 || e.Lookup(b.Key()) != b {

@@ -20,16 +20,16 @@ type Table struct {
 	blobs map[Key]*Blob
 }
 
-// ErrExists says that a key is taken.
-type ErrExists struct{ Key Key }
+// ExistsError says that a key is taken.
+type ExistsError struct{ Key Key }
 
-func (e ErrExists) Error() string { return fmt.Sprintf("blob %s is already open", e.Key) }
+func (e ExistsError) Error() string { return fmt.Sprintf("blob %s is already open", e.Key) }
 
 func (t *Table) add(b *Blob) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.blobs[b.key] != nil {
-		return ErrExists{b.key}
+		return ExistsError{b.key}
 	}
 	if t.blobs == nil {
 		t.blobs = map[Key]*Blob{}

@@ -38,7 +38,6 @@ type record struct {
 	path     string // of the blob file
 	header   []byte
 	spans    int64
-	durable  int64 // spans in the durable record
 	syncing  sync.Mutex
 	mu       sync.RWMutex
 	file     *os.File // of the running record
@@ -60,7 +59,6 @@ func openRecord(path string, spans, spanSize int64, bootID string) (*record, err
 	r.header = append(append(r.header, bootID...), 0, 0, 0, 0)
 
 	durable := r.load(path+durableName, false)
-	r.durable = count(durable)
 	running := r.load(path+runningName, true)
 	f, err := os.OpenFile(path+runningName, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -77,7 +75,7 @@ func openRecord(path string, spans, spanSize int64, bootID string) (*record, err
 	}
 	r.file = f
 	r.filled = count(r.bitmap)
-	r.unsynced = r.filled > r.durable
+	r.unsynced = r.filled > count(durable)
 	return r, nil
 }
 
@@ -153,10 +151,10 @@ func (r *record) set(span int64) error {
 	return nil
 }
 
-func (r *record) counts() (filled, durable int64) {
+func (r *record) count() int64 {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	return r.filled, r.durable
+	return r.filled
 }
 
 // sync makes what is filled so far survive a loss of power. data is the blob
@@ -184,7 +182,6 @@ func (r *record) sync(data *os.File) error {
 		r.unsynced = true
 		return fmt.Errorf("sync %s: %w", r.path, err)
 	}
-	r.durable = count(b[recordHeader : recordHeader+len(r.bitmap)])
 	return nil
 }
 

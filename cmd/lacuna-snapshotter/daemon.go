@@ -178,7 +178,7 @@ func listen(path string) (net.Listener, error) {
 	}
 	old := unix.Umask(0o177)
 	defer unix.Umask(old)
-	l, err := net.Listen("unix", path)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}

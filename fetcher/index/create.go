@@ -25,7 +25,7 @@ type Expect struct {
 // Create reads a whole gzip layer and writes its index to path, by rename. It
 // returns the head and, for the caller's use, what the layer was built into.
 func Create(ctx context.Context, packed io.Reader, path string, opts fetcher.BuildOptions, want Expect) (*Head, *fetcher.Built, error) {
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithEncoderConcurrency(1))
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBetterCompression), zstd.WithEncoderConcurrency(1))
 	if err != nil {
 		return nil, nil, err
 	}

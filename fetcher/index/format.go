@@ -188,8 +188,11 @@ func unpack(b []byte, n int64) ([]byte, error) {
 	}
 	defer dec.Close()
 	out, err := dec.DecodeAll(b, make([]byte, 0, n))
-	if err != nil || int64(len(out)) != n {
-		return nil, fmt.Errorf("%w: zstd frame of %d bytes, expected %d: %v", ErrFormat, len(out), n, err)
+	if err != nil {
+		return nil, fmt.Errorf("%w: zstd frame: %w", ErrFormat, err)
+	}
+	if int64(len(out)) != n {
+		return nil, fmt.Errorf("%w: zstd frame of %d bytes, expected %d", ErrFormat, len(out), n)
 	}
 	return out, nil
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -166,13 +167,8 @@ func tagReferrer(ctx context.Context, resolver remotes.Resolver, image *Image, d
 	case !registry.NotFound(err):
 		return err
 	}
-	kept := []v1.Descriptor{}
-	for _, m := range index.Manifests {
-		if m.ArtifactType != ArtifactType {
-			kept = append(kept, m)
-		}
-	}
-	index.Manifests = append(kept, d)
+	index.Manifests = slices.DeleteFunc(index.Manifests, func(m v1.Descriptor) bool { return m.ArtifactType == ArtifactType })
+	index.Manifests = append(index.Manifests, d)
 	if body, err = json.Marshal(index); err != nil {
 		return err
 	}

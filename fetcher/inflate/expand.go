@@ -1,6 +1,7 @@
 package inflate
 
 import (
+	"errors"
 	"fmt"
 	"io"
 )
@@ -89,7 +90,7 @@ func (m *members) nextMember() error {
 		return err
 	}
 	err := m.header()
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
 	}
 	return err

@@ -2,6 +2,7 @@ package inflate
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -62,7 +63,7 @@ func (m *members) header() error {
 	var fixed [10]byte
 	for i := range fixed {
 		b, err := h.byte()
-		if err == io.ErrUnexpectedEOF && i == 0 {
+		if errors.Is(err, io.ErrUnexpectedEOF) && i == 0 {
 			return io.EOF
 		}
 		if err != nil {

@@ -1,6 +1,7 @@
 package inflate
 
 import (
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -130,11 +131,11 @@ func (r *Reader) step() error {
 
 func (r *Reader) openMember() error {
 	err := r.m.header()
-	if err == io.EOF && r.inBase+int64(r.m.end) == 0 {
+	if errors.Is(err, io.EOF) && r.inBase+int64(r.m.end) == 0 {
 		return io.ErrUnexpectedEOF
 	}
 	if err != nil {
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			r.finish()
 		}
 		return err

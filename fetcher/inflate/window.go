@@ -1,9 +1,6 @@
 package inflate
 
-import (
-	"errors"
-	"math/bits"
-)
+import "errors"
 
 var (
 	errInvalidCode = errors.New("invalid code")
@@ -21,13 +18,6 @@ func (u *usedBytes) mark(from, to int) {
 		u[word] |= (1<<n - 1) << bit
 		from += n
 	}
-}
-
-func (u *usedBytes) count() (n int) {
-	for _, w := range u {
-		n += bits.OnesCount64(w)
-	}
-	return n
 }
 
 // keep zeroes the bytes of a full window that are not in the set.

@@ -25,13 +25,17 @@ var systemDirs = []string{
 }
 
 // program takes an executable, its loader and its libraries.
-func (p *predictor) program(name string) { p.elf(name, wholeProgram, wholeLibrary, true, 0) }
+func (p *predictor) program(name string) { p.elf(name, wholeUpTo{wholeProgram, wholeLibrary}, 0) }
 
 // module takes a shared object that is loaded into a running program.
-func (p *predictor) module(name string) { p.elf(name, wholeModule, wholeNeeded, false, 0) }
+func (p *predictor) module(name string) { p.elf(name, wholeUpTo{wholeModule, wholeNeeded}, 0) }
 
-// elf takes an object, whole up to one size, and those it needs, up to another.
-func (p *predictor) elf(name string, whole, wholeOthers int64, program bool, depth int) {
+// wholeUpTo is the size up to which an object, and each that it needs, is taken
+// whole.
+type wholeUpTo struct{ object, needed int64 }
+
+// elf takes an object and those it needs.
+func (p *predictor) elf(name string, whole wholeUpTo, depth int) {
 	real, f, ok := p.tree.regular(name)
 	if !ok || depth > 40 || !p.take(real) {
 		return
@@ -40,30 +44,30 @@ func (p *predictor) elf(name string, whole, wholeOthers int64, program bool, dep
 	if err != nil {
 		return
 	}
-	if f.Size <= whole {
+	if f.Size <= whole.object {
 		p.add(f, 0, f.Size)
 	} else {
 		p.loaderParts(f, x)
 	}
-	if program {
-		for _, seg := range x.Progs {
-			if seg.Type == elf.PT_INTERP && seg.Filesz > 0 && seg.Filesz < 4096 {
-				b := make([]byte, seg.Filesz)
-				if _, err := seg.ReadAt(b, 0); err == nil {
-					p.elf(strings.TrimRight(string(b), "\x00"), wholeOthers, wholeOthers, false, depth+1)
-				}
+	for _, seg := range x.Progs {
+		if seg.Type == elf.PT_INTERP && seg.Filesz > 0 && seg.Filesz < 4096 {
+			b := make([]byte, seg.Filesz)
+			if _, err := seg.ReadAt(b, 0); err == nil {
+				p.elf(strings.TrimRight(string(b), "\x00"), whole.forNeeded(), depth+1)
 			}
+			p.whole("/etc/ld.so.cache")
 		}
-		p.whole("/etc/ld.so.cache")
 	}
 	dirs := p.searchPath(real, x)
 	needed, _ := x.ImportedLibraries()
 	for _, lib := range needed {
 		if target := p.findLibrary(lib, dirs); target != "" {
-			p.elf(target, wholeOthers, wholeOthers, false, depth+1)
+			p.elf(target, whole.forNeeded(), depth+1)
 		}
 	}
 }
+
+func (w wholeUpTo) forNeeded() wholeUpTo { return wholeUpTo{w.needed, w.needed} }
 
 // loaderParts are what the dynamic loader touches in a large object: all before
 // its code, and its writable segments, where relocations are applied.

@@ -133,19 +133,19 @@ func TestPython(t *testing.T) {
 	}
 	lib := "usr/lib/python3.11/"
 	img := newImage(t, map[string]string{
-		"usr/bin/python3.11":                       string(python),
-		lib + "os.py":                              "import stat",
-		lib + "stat.py":                            "x = 1",
-		lib + "json/__init__.py":                   "from .decoder import JSONDecoder\nfrom . import scanner",
+		"usr/bin/python3.11":     string(python),
+		lib + "os.py":            "import stat",
+		lib + "stat.py":          "x = 1",
+		lib + "json/__init__.py": "from .decoder import JSONDecoder\nfrom . import scanner",
 		lib + "json/__pycache__/__init__.cpython-311.pyc": "compiled",
-		lib + "json/decoder.py":                    "import re",
-		lib + "json/scanner.py":                    "import json",
-		lib + "re.py":                              "def f():\n    import unused",
-		lib + "unused.py":                          "x",
-		"usr/lib/python3/dist-packages/dep.py":     "import stat",
-		"app/main.py":                              "import json, dep, local, missing",
-		"app/local.py":                             "x",
-		"etc/passwd":                               "root",
+		lib + "json/decoder.py":                           "import re",
+		lib + "json/scanner.py":                           "import json",
+		lib + "re.py":                                     "def f():\n    import unused",
+		lib + "unused.py":                                 "x",
+		"usr/lib/python3/dist-packages/dep.py":            "import stat",
+		"app/main.py":                                     "import json, dep, local, missing",
+		"app/local.py":                                    "x",
+		"etc/passwd":                                      "root",
 	}, map[string]string{"usr/bin/python3": "python3.11", "bin": "usr/bin"})
 	names := img.start(Command{Args: []string{"python3", "main.py"}, Dir: "/app", Env: []string{"PATH=/bin"}})
 	for _, want := range []string{

@@ -111,7 +111,7 @@ func (p *predictor) importModule(name string, depth int) bool {
 	if name == "" || strings.Contains(name, "/") || depth > 200 {
 		return false
 	}
-	parent, _, nested := cutLast(name)
+	parent, nested := parentModule(name)
 	if nested && !p.importModule(parent, depth+1) {
 		return false
 	}
@@ -129,12 +129,12 @@ func (p *predictor) importModule(name string, depth int) bool {
 	return false
 }
 
-func cutLast(name string) (before, after string, ok bool) {
+func parentModule(name string) (parent string, nested bool) {
 	i := strings.LastIndexByte(name, '.')
 	if i < 0 {
-		return "", name, false
+		return "", false
 	}
-	return name[:i], name[i+1:], true
+	return name[:i], true
 }
 
 // load takes the files of the module at a path: a package, an extension or a
@@ -156,7 +156,7 @@ func (p *predictor) load(base, name string, depth int) bool {
 		}
 	}
 	if _, f, ok := p.tree.Resolve(base + ".py"); ok {
-		parent, _, _ := cutLast(name)
+		parent, _ := parentModule(name)
 		p.source(base+".py", path.Join(dir, "__pycache__", file+"."+p.python.tag+".pyc"), f, parent, depth)
 		return true
 	}
@@ -206,7 +206,7 @@ func (p *predictor) imports(source []byte, in string, depth int) {
 		if s.level > 0 {
 			base := in
 			for range s.level - 1 {
-				base, _, _ = cutLast(base)
+				base, _ = parentModule(base)
 			}
 			module = strings.Trim(base+"."+s.module, ".")
 		}

@@ -159,9 +159,7 @@ func (r *Repository) ListsReferrer(ctx context.Context, subject, referrer digest
 		return false, err
 	}
 	var index v1.Index
-	if json.Unmarshal(body, &index) != nil {
-		return false, nil
-	}
+	_ = json.Unmarshal(body, &index) // a registry without the API may answer with a page
 	return slices.ContainsFunc(index.Manifests, func(d v1.Descriptor) bool { return d.Digest == referrer }), nil
 }
 

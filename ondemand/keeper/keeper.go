@@ -85,20 +85,23 @@ var ErrNone = errors.New("no keeper")
 // Take gets the descriptors that a keeper holds, close-on-exec. It fails with
 // ErrNone where there is none.
 func Take(socket string) (*Keeper, []*os.File, error) {
-	c, err := net.DialTimeout("unix", socket, 5*time.Second)
+	c, err := dial(socket)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {
 		return nil, nil, ErrNone
 	}
 	if err != nil {
 		return nil, nil, err
 	}
-	conn := c.(*net.UnixConn)
-	files, err := receive(conn)
+	files, err := receive(c)
 	if err != nil {
-		conn.Close()
+		c.Close()
 		return nil, nil, fmt.Errorf("take from the keeper at %s: %w", socket, err)
 	}
-	return &Keeper{socket, conn}, files, nil
+	return &Keeper{socket, c}, files, nil
+}
+
+func dial(socket string) (*net.UnixConn, error) {
+	return net.DialUnix("unix", nil, &net.UnixAddr{Name: socket, Net: "unix"})
 }
 
 func receive(conn *net.UnixConn) ([]*os.File, error) {
@@ -152,7 +155,7 @@ func Start(socket string, files []*os.File, args ...string) (*Keeper, error) {
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(self, args...)
+	cmd := exec.Command(self, args...) //nolint:noctx // it outlives every context of ours
 	cmd.Dir = "/"
 	cmd.Stderr = os.Stderr
 	cmd.ExtraFiles = append([]*os.File{listener}, files...)
@@ -180,7 +183,7 @@ func (k *Keeper) Leave() error { return k.conn.Close() }
 // End ends the keeper.
 func (k *Keeper) End() error {
 	k.conn.Close()
-	conn, err := net.DialTimeout("unix", k.socket, 5*time.Second)
+	conn, err := dial(k.socket)
 	if err != nil {
 		return err
 	}

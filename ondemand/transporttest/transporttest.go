@@ -185,7 +185,7 @@ func (l *layer) unmount() {
 
 // read reads a file in another process.
 func (l *layer) read(path string) ([]byte, error) {
-	return run(exec.Command("cat", filepath.Join(l.target, path)))
+	return run(exec.CommandContext(l.f.t.Context(), "cat", filepath.Join(l.target, path)))
 }
 
 func run(cmd *exec.Cmd) ([]byte, error) {
@@ -244,7 +244,7 @@ func (s *source) Fetch(ctx context.Context, first, last int64, put func(int64, [
 func everyByte(t *testing.T, f *fixture) {
 	l := f.layer("a", 120, 1)
 	l.checkAll()
-	out, err := run(exec.Command("sh", "-c", "cd "+l.target+" && find . -type f | wc -l"))
+	out, err := run(exec.CommandContext(t.Context(), "sh", "-c", "cd "+l.target+" && find . -type f | wc -l"))
 	if err != nil || strings.TrimSpace(string(out)) != fmt.Sprint(len(l.files)) {
 		t.Errorf("find: %s, %v", out, err)
 	}
@@ -296,7 +296,7 @@ func execute(t *testing.T, f *fixture) {
 		t.Fatal(err)
 	}
 	l := f.layerOf("a", layertest.TarOf(t, "bin/bash", program))
-	out, err := run(exec.Command(filepath.Join(l.target, "bin/bash"), "-c", "echo $((6 * 7))"))
+	out, err := run(exec.CommandContext(t.Context(), filepath.Join(l.target, "bin/bash"), "-c", "echo $((6 * 7))"))
 	if err != nil || string(out) != "42\n" {
 		t.Errorf("%q, %v", out, err)
 	}
