@@ -25,11 +25,16 @@ type Expect struct {
 // Create reads a whole gzip layer and writes its index to path, by rename. It
 // returns the head and, for the caller's use, what the layer was built into.
 func Create(ctx context.Context, packed io.Reader, path string, opts fetcher.BuildOptions, want Expect) (*Head, *fetcher.Built, error) {
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBetterCompression), zstd.WithEncoderConcurrency(1))
+	enc, err := newEncoder(zstd.SpeedBetterCompression)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer enc.Close()
+	quick, err := newEncoder(zstd.SpeedDefault) // windows are packed beside inflate
+	if err != nil {
+		return nil, nil, err
+	}
+	defer quick.Close()
 	groups, err := os.CreateTemp(filepath.Dir(path), ".groups-*")
 	if err != nil {
 		return nil, nil, err
@@ -38,7 +43,7 @@ func Create(ctx context.Context, packed io.Reader, path string, opts fetcher.Bui
 	defer groups.Close()
 
 	h := &Head{}
-	w := &groupWriter{h: h, enc: enc, out: groups}
+	w := &groupWriter{h: h, enc: quick, out: groups}
 	built, err := fetcher.Build(ctx, packed, opts, w.add)
 	if err != nil {
 		return nil, nil, err
@@ -55,6 +60,10 @@ func Create(ctx context.Context, packed io.Reader, path string, opts fetcher.Bui
 		return nil, nil, err
 	}
 	return h, built, writeFile(path, head, groups)
+}
+
+func newEncoder(level zstd.EncoderLevel) (*zstd.Encoder, error) {
+	return zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(1))
 }
 
 func (e Expect) check(m *fetcher.Map) error {

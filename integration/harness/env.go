@@ -167,3 +167,9 @@ func (e *Env) command(ctx context.Context, name string, args ...string) *exec.Cm
 	cmd.Env = append(os.Environ(), "PATH="+e.Bin+":"+os.Getenv("PATH"))
 	return cmd
 }
+
+// DropCaches empties the machine's page, dentry and inode caches.
+func DropCaches() error {
+	unix.Sync()
+	return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
+}
