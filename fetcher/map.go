@@ -179,6 +179,17 @@ func (m *Map) stopFor(off StreamOffset) PackedOffset {
 	return m.Stops[min(i, int64(len(m.Stops)))-1]
 }
 
+// CheckpointOf is the number of the checkpoint that a fetch of a span starts
+// from; ok is false for a span of zeros.
+func (m *Map) CheckpointOf(span int64) (checkpoint int, ok bool) {
+	from, to := m.span(span)
+	start, _, ok := m.streamRange(from, to)
+	if !ok {
+		return 0, false
+	}
+	return m.checkpointBefore(start), true
+}
+
 // Fetched is how many bytes a fetch of the spans [first, last) asks the
 // registry for.
 func (m *Map) Fetched(first, last int64) int64 {

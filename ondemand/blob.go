@@ -202,7 +202,7 @@ func (b *Blob) fly(ctx context.Context, f *flight) {
 			if err := b.write(span, data); err != nil {
 				return err
 			}
-			b.settle(span, nil)
+			b.settle(span, span+1, nil)
 			return nil
 		})
 		f.turn.done()
@@ -218,9 +218,7 @@ func (b *Blob) fly(ctx context.Context, f *flight) {
 	case err == nil:
 		err = errors.New("source ended without an error and without the span")
 	}
-	for span := f.first; span < f.last; span++ {
-		b.settle(span, err)
-	}
+	b.settle(f.first, f.last, err)
 }
 
 func (b *Blob) write(span int64, data []byte) error {
@@ -244,17 +242,20 @@ func (b *Blob) write(span int64, data []byte) error {
 	return nil
 }
 
-// settle answers those who wait for a span, if that was not done before.
-func (b *Blob) settle(span int64, err error) {
+// settle answers those who wait for spans of [first, last), if that was not done
+// before. It is one step: nobody joins what has failed.
+func (b *Blob) settle(first, last int64, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	p := b.pending[span]
-	if p == nil {
-		return
+	for span := first; span < last; span++ {
+		p := b.pending[span]
+		if p == nil {
+			continue
+		}
+		delete(b.pending, span)
+		p.err = err
+		close(p.done)
 	}
-	delete(b.pending, span)
-	p.err = err
-	close(p.done)
 }
 
 // await waits for all of wait, or until one fails, and leaves their flights.

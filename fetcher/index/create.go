@@ -24,42 +24,52 @@ type Expect struct {
 
 // Create reads a whole gzip layer and writes its index to path, by rename. It
 // returns the head and, for the caller's use, what the layer was built into.
-func Create(ctx context.Context, packed io.Reader, path string, opts fetcher.BuildOptions, want Expect) (*Head, *fetcher.Built, error) {
+func Create(ctx context.Context, packed io.Reader, path string, opts fetcher.BuildOptions, want Expect) (h *Head, built *fetcher.Built, err error) {
+	// Windows are packed beside inflate, and must not hold it up.
+	err = writeIndex(path, zstd.SpeedDefault, func(w *groupWriter) (*Head, error) {
+		if built, err = fetcher.Build(ctx, packed, opts, w.add); err != nil {
+			return nil, err
+		}
+		h = &Head{Map: built.Map, Bootstrap: built.Bootstrap}
+		return h, want.check(built.Map)
+	})
+	return h, built, err
+}
+
+// writeIndex writes an index file, by rename. Create adds the windows to w, packed
+// at the given level, and returns the rest; the head's groups are filled in.
+func writeIndex(path string, level zstd.EncoderLevel, create func(w *groupWriter) (*Head, error)) error {
 	enc, err := newEncoder(zstd.SpeedBetterCompression)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
 	defer enc.Close()
-	quick, err := newEncoder(zstd.SpeedDefault) // windows are packed beside inflate
+	windows, err := newEncoder(level)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	defer quick.Close()
+	defer windows.Close()
 	groups, err := os.CreateTemp(filepath.Dir(path), ".groups-*")
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
 	defer os.Remove(groups.Name())
 	defer groups.Close()
 
-	h := &Head{}
-	w := &groupWriter{h: h, enc: quick, out: groups}
-	built, err := fetcher.Build(ctx, packed, opts, w.add)
+	w := &groupWriter{enc: windows, out: groups}
+	h, err := create(w)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	if err := w.finish(len(built.Map.Checkpoints)); err != nil {
-		return nil, nil, err
+	if err := w.finish(len(h.Map.Checkpoints)); err != nil {
+		return err
 	}
-	if err := want.check(built.Map); err != nil {
-		return nil, nil, err
-	}
-	h.Map, h.Bootstrap = built.Map, built.Bootstrap
+	h.Groups = w.groups
 	head := encodeHead(h, enc)
 	if _, err := groups.Seek(0, io.SeekStart); err != nil {
-		return nil, nil, err
+		return err
 	}
-	return h, built, writeFile(path, head, groups)
+	return writeFile(path, head, groups)
 }
 
 func newEncoder(level zstd.EncoderLevel) (*zstd.Encoder, error) {
@@ -78,10 +88,10 @@ func (e Expect) check(m *fetcher.Map) error {
 
 // groupWriter packs windows into groups of groupSize checkpoints.
 type groupWriter struct {
-	h   *Head
-	enc *zstd.Encoder
-	out io.Writer
-	raw []byte // windows of the group in the making
+	groups []Group
+	enc    *zstd.Encoder
+	out    io.Writer
+	raw    []byte // windows of the group in the making
 }
 
 // add takes the window of a checkpoint; those without one are not reported.
@@ -95,11 +105,11 @@ func (w *groupWriter) add(checkpoint int, window []byte) error {
 
 // close writes groups until only those before the given one are there.
 func (w *groupWriter) close(group int) error {
-	for len(w.h.Groups) < group {
+	for len(w.groups) < group {
 		packed := w.enc.EncodeAll(w.raw, nil)
 		w.raw = w.raw[:0]
-		w.h.Groups = append(w.h.Groups, Group{
-			First: len(w.h.Groups) * groupSize, Count: groupSize,
+		w.groups = append(w.groups, Group{
+			First: len(w.groups) * groupSize, Count: groupSize,
 			Len: int64(len(packed)), Digest: sha256.Sum256(packed),
 		})
 		if _, err := w.out.Write(packed); err != nil {
@@ -114,7 +124,7 @@ func (w *groupWriter) finish(checkpoints int) error {
 		return err
 	}
 	if rest := checkpoints % groupSize; rest != 0 {
-		w.h.Groups[len(w.h.Groups)-1].Count = rest
+		w.groups[len(w.groups)-1].Count = rest
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package index
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -108,19 +109,28 @@ func decodeImage(ctx context.Context, repo *registry.Repository, desc v1.Descrip
 }
 
 // CreateImage makes the indexes of an image's layers in the store, those that
-// are not there yet, from the registry, and then its prediction. Wrap, if not nil, may watch the bytes of
-// a layer go by.
-func CreateImage(ctx context.Context, image *Image, store *Store, opts fetcher.BuildOptions, wrap func(ImageLayer, io.Reader) io.Reader) error {
+// are not there yet, from the registry, and then its prediction. Wrap, if not
+// nil, may watch the bytes of a layer go by.
+func CreateImage(ctx context.Context, image *Image, store *Store, opts fetcher.BuildOptions, wrap func(ImageLayer, io.Reader) io.Reader) (err error) {
 	below := directories{}
+	var dense []digest.Digest
+	defer func() {
+		for _, layer := range dense {
+			if err != nil { // larger than an index should be
+				err = errors.Join(err, store.Remove(layer))
+			}
+		}
+	}()
 	for _, l := range image.Layers {
 		if !l.Indexable() {
 			continue
 		}
 		h, err := store.Head(l.Digest)
 		if err != nil || !store.complete(h) {
-			if h, err = createLayer(ctx, image.Repo, l, store, opts, below, wrap); err != nil {
+			if h, err = createLayer(ctx, image.Repo, l, store, denser(opts), below, wrap); err != nil {
 				return fmt.Errorf("index of layer %s: %w", l.Digest, err)
 			}
+			dense = append(dense, l.Digest)
 		}
 		if err := below.add(h.Bootstrap); err != nil {
 			return fmt.Errorf("index of layer %s: %w", l.Digest, err)
@@ -129,6 +139,15 @@ func CreateImage(ctx context.Context, image *Image, store *Store, opts fetcher.B
 	p, err := Predict(ctx, image, store)
 	if err != nil {
 		return fmt.Errorf("prediction of image %s: %w", image.Manifest.Digest, err)
+	}
+	spacing := opts.Spacing
+	if spacing == 0 {
+		spacing = fetcher.DefaultSpacing
+	}
+	for _, layer := range dense {
+		if err := thin(store, layer, p.Of(layer), spacing); err != nil {
+			return fmt.Errorf("index of layer %s: %w", layer, err)
+		}
 	}
 	return store.PutPrediction(image.Manifest.Digest, p)
 }
