@@ -64,11 +64,19 @@ func Build(ctx context.Context, packed io.Reader, opts BuildOptions, window func
 	var tree *erofs.Tree
 	g, ctx := errgroup.WithContext(ctx)
 	stream := newPipe(ctx)
+	input := newPipe(ctx)
 	windows := make(chan numbered, 16)
 	g.Go(func() error {
 		defer close(windows)
-		err := inflateLayer(ctx, packed, opts, m, stream, windows)
+		err := inflateLayer(ctx, io.TeeReader(packed, input), opts, m, stream, windows)
+		input.finish(err)
 		stream.finish(err)
+		return err
+	})
+	g.Go(func() error {
+		sum := sha256.New()
+		_, err := io.Copy(sum, input)
+		m.Layer = digest.NewDigest(digest.SHA256, sum)
 		return err
 	})
 	g.Go(func() error {
@@ -104,8 +112,7 @@ type numbered struct {
 
 // inflateLayer fills in what the packed layer tells.
 func inflateLayer(ctx context.Context, packed io.Reader, opts BuildOptions, m *Map, stream *pipe, windows chan<- numbered) error {
-	sum := sha256.New()
-	counted := &counter{r: io.TeeReader(packed, sum)}
+	counted := &counter{r: packed}
 	r := inflate.NewReader(counted, inflate.Recorder{
 		Spacing: opts.Spacing,
 		Grain:   opts.Grain,
@@ -134,12 +141,11 @@ func inflateLayer(ctx context.Context, packed io.Reader, opts BuildOptions, m *M
 			return fmt.Errorf("inflate at byte %d of the layer: %w", counted.n, err)
 		}
 		m.StreamSize += int64(len(run))
-		if err := stream.write(run); err != nil {
+		if _, err := stream.Write(run); err != nil {
 			return err
 		}
 	}
 	m.PackedSize = counted.n
-	m.Layer = digest.NewDigest(digest.SHA256, sum)
 	return ctx.Err()
 }
 

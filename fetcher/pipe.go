@@ -30,16 +30,17 @@ func newPipe(ctx context.Context) *pipe {
 	return p
 }
 
-// write copies data into the stream. It is sent when a buffer is full: the
-// decoder's own runs are short.
-func (p *pipe) write(data []byte) error {
+// Write implements io.Writer. Data is sent when a buffer is full: the decoder's
+// own runs are short.
+func (p *pipe) Write(data []byte) (int, error) {
+	size := len(data)
 	for len(data) > 0 {
 		if p.filling == nil {
 			select {
 			case b := <-p.empty:
 				p.filling = b[:0]
 			case <-p.ctx.Done():
-				return p.ctx.Err()
+				return 0, p.ctx.Err()
 			}
 		}
 		n := min(len(data), pipeBufferSize-len(p.filling))
@@ -50,7 +51,7 @@ func (p *pipe) write(data []byte) error {
 			p.filling = nil
 		}
 	}
-	return nil
+	return size, nil
 }
 
 // finish ends the stream: the reader sees err, or io.EOF for nil.

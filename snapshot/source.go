@@ -78,7 +78,11 @@ func (s *layerSource) Grow(first, last int64, missed bool) (int64, int64) {
 	}
 	if missed {
 		start, end := l.Map.File(last - 1)
-		last = min(end, last+s.misses.ahead(start))
+		n := s.misses.add(start)
+		last = min(end, last+ahead(n))
+		// One miss is often the only one: then the rest of the segment is not
+		// worth its bytes.
+		missed = n > 1
 	}
 	return l.Grow(first, last, missed)
 }
@@ -89,25 +93,29 @@ type misses struct {
 	count map[int64]int // by the file's first span
 }
 
-// ahead counts a miss and returns how many spans more to bring.
-func (m *misses) ahead(file int64) int64 {
-	const (
-		calm  = 2  // misses that say nothing yet
-		first = 4  // spans with the next one, doubled with each
-		most  = 64 // spans
-		files = 4096
-	)
+// add counts a miss and returns how many the file has had.
+func (m *misses) add(file int64) int {
+	const files = 4096 // counted at once
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.count == nil || len(m.count) > files {
 		m.count = map[int64]int{}
 	}
 	m.count[file]++
-	n := m.count[file] - calm
-	if n <= 0 {
+	return m.count[file]
+}
+
+// ahead is how many spans more to bring with the n-th miss of a file.
+func ahead(n int) int64 {
+	const (
+		calm  = 2  // misses that say nothing yet
+		first = 4  // spans with the next one, doubled with each
+		most  = 64 // spans
+	)
+	if n <= calm {
 		return 0
 	}
-	return min(most, int64(first)<<min(n-1, 8))
+	return min(most, int64(first)<<min(n-calm-1, 8))
 }
 
 // Fetch implements ondemand.Source.

@@ -8,7 +8,8 @@ import (
 	"io"
 )
 
-// RFC 1952, 2.3.
+// RFC 1952, 2.3. Flags that it reserves are ignored, as compress/gzip does:
+// what containerd unpacks, we must.
 const (
 	gzipMagic   = 0x8b1f
 	gzipDeflate = 8
@@ -16,13 +17,12 @@ const (
 	flagExtra   = 1 << 2
 	flagName    = 1 << 3
 	flagComment = 1 << 4
-	flagUnknown = 0xe0
 
 	trailerLen = 8
 
-	// A header's strings have no length of their own. No real one is near
-	// this; it bounds what a hostile one can make us read.
-	maxHeader = 1 << 20
+	// A header's strings have no length of their own. This is compress/gzip's
+	// bound for each, with its NUL.
+	maxString = 512
 )
 
 // members is the gzip framing around a decoder. supply is called when the
@@ -75,9 +75,6 @@ func (m *members) header() error {
 		return fmt.Errorf("%w: not a gzip header", ErrCorrupt)
 	}
 	flags := fixed[3]
-	if flags&flagUnknown != 0 {
-		return fmt.Errorf("%w: unknown gzip header flags", ErrCorrupt)
-	}
 	if flags&flagExtra != 0 {
 		n, err := h.uint16()
 		if err != nil {
@@ -124,17 +121,13 @@ func (m *members) trailer() (crc, size uint32, err error) {
 	return binary.LittleEndian.Uint32(t[:]), binary.LittleEndian.Uint32(t[4:]), nil
 }
 
-// headerReader keeps the checksum and the length of a header as it is read.
+// headerReader keeps the checksum of a header as it is read.
 type headerReader struct {
 	m   *members
 	crc uint32
-	n   int
 }
 
 func (h *headerReader) byte() (byte, error) {
-	if h.n++; h.n > maxHeader {
-		return 0, fmt.Errorf("%w: gzip header longer than %d bytes", ErrCorrupt, maxHeader)
-	}
 	b, err := h.m.byte()
 	h.crc = crc32.Update(h.crc, crc32.IEEETable, []byte{b})
 	return b, err
@@ -150,7 +143,7 @@ func (h *headerReader) uint16() (uint16, error) {
 }
 
 func (h *headerReader) skipString() error {
-	for {
+	for range maxString {
 		b, err := h.byte()
 		if err != nil {
 			return err
@@ -159,4 +152,5 @@ func (h *headerReader) skipString() error {
 			return nil
 		}
 	}
+	return fmt.Errorf("%w: gzip header with a string of more than %d bytes", ErrCorrupt, maxString)
 }
