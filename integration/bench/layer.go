@@ -63,13 +63,13 @@ func layerFigures(ctx context.Context, r *report, path string) error {
 	}
 	ratio = float64(t[1]) / float64(t[0])
 	r.add("index creation against that inflate alone, layer "+name, "at most 1.3 times the time", ratio <= 1.3, "%.2f times the time", ratio)
-	h, err := (func() (*index.Head, error) {
+	h, err := func() (*index.Head, error) {
 		b, err := os.ReadFile(filepath.Join(dir, "index"))
 		if err != nil {
 			return nil, err
 		}
 		return index.DecodeHead(b)
-	})()
+	}()
 	if err != nil {
 		return err
 	}
