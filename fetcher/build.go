@@ -29,7 +29,7 @@ type BuildOptions struct {
 const (
 	DefaultSpanSize = 64 << 10
 	DefaultSpacing  = 256 << 10
-	DefaultGrain    = 16 << 10
+	DefaultGrain    = 8 << 10
 )
 
 func (o BuildOptions) withDefaults() BuildOptions {

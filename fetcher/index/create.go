@@ -26,7 +26,7 @@ type Expect struct {
 // returns the head and, for the caller's use, what the layer was built into.
 func Create(ctx context.Context, packed io.Reader, path string, opts fetcher.BuildOptions, want Expect) (h *Head, built *fetcher.Built, err error) {
 	// Windows are packed beside inflate, and must not hold it up.
-	err = writeIndex(path, zstd.SpeedDefault, func(w *groupWriter) (*Head, error) {
+	err = writeIndex(path, levels{head: zstd.SpeedBetterCompression, windows: zstd.SpeedDefault}, func(w *groupWriter) (*Head, error) {
 		if built, err = fetcher.Build(ctx, packed, opts, w.add); err != nil {
 			return nil, err
 		}
@@ -36,15 +36,18 @@ func Create(ctx context.Context, packed io.Reader, path string, opts fetcher.Bui
 	return h, built, err
 }
 
-// writeIndex writes an index file, by rename. Create adds the windows to w, packed
-// at the given level, and returns the rest; the head's groups are filled in.
-func writeIndex(path string, level zstd.EncoderLevel, create func(w *groupWriter) (*Head, error)) error {
-	enc, err := newEncoder(zstd.SpeedBetterCompression)
+// levels are how hard the parts of an index are compressed.
+type levels struct{ head, windows zstd.EncoderLevel }
+
+// writeIndex writes an index file, by rename. Create adds the windows to w and
+// returns the rest; the head's groups are filled in.
+func writeIndex(path string, l levels, create func(w *groupWriter) (*Head, error)) error {
+	enc, err := newEncoder(l.head)
 	if err != nil {
 		return err
 	}
 	defer enc.Close()
-	windows, err := newEncoder(level)
+	windows, err := newEncoder(l.windows)
 	if err != nil {
 		return err
 	}
@@ -61,7 +64,7 @@ func writeIndex(path string, level zstd.EncoderLevel, create func(w *groupWriter
 	if err != nil {
 		return err
 	}
-	if err := w.finish(len(h.Map.Checkpoints)); err != nil {
+	if err := w.cut(len(h.Map.Checkpoints)); err != nil {
 		return err
 	}
 	h.Groups = w.groups
@@ -86,45 +89,38 @@ func (e Expect) check(m *fetcher.Map) error {
 	return nil
 }
 
-// groupWriter packs windows into groups of groupSize checkpoints.
+// groupWriter packs windows into groups of up to groupSize checkpoints.
 type groupWriter struct {
 	groups []Group
 	enc    *zstd.Encoder
 	out    io.Writer
-	raw    []byte // windows of the group in the making
+	first  int    // checkpoint that the group in the making begins with
+	raw    []byte // its windows
 }
 
 // add takes the window of a checkpoint; those without one are not reported.
 func (w *groupWriter) add(checkpoint int, window []byte) error {
-	if err := w.close(checkpoint / groupSize); err != nil {
-		return err
+	if checkpoint-w.first >= groupSize {
+		if err := w.cut(checkpoint); err != nil {
+			return err
+		}
 	}
 	w.raw = append(w.raw, window...)
 	return nil
 }
 
-// close writes groups until only those before the given one are there.
-func (w *groupWriter) close(group int) error {
-	for len(w.groups) < group {
+// cut ends the group in the making before a checkpoint. Those between its last
+// window and there have none, and fill groups of their own where they are many.
+func (w *groupWriter) cut(before int) error {
+	for w.first < before {
 		packed := w.enc.EncodeAll(w.raw, nil)
 		w.raw = w.raw[:0]
-		w.groups = append(w.groups, Group{
-			First: len(w.groups) * groupSize, Count: groupSize,
-			Len: int64(len(packed)), Digest: sha256.Sum256(packed),
-		})
+		g := Group{First: w.first, Count: min(groupSize, before-w.first), Len: int64(len(packed)), Digest: sha256.Sum256(packed)}
+		w.groups = append(w.groups, g)
+		w.first += g.Count
 		if _, err := w.out.Write(packed); err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-func (w *groupWriter) finish(checkpoints int) error {
-	if err := w.close((checkpoints + groupSize - 1) / groupSize); err != nil {
-		return err
-	}
-	if rest := checkpoints % groupSize; rest != 0 {
-		w.groups[len(w.groups)-1].Count = rest
 	}
 	return nil
 }

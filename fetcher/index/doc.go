@@ -12,7 +12,7 @@
 // # Layer blob
 //
 //	head    fixed part | zstd(bootstrap) | zstd(map)
-//	groups  zstd(windows of 8 checkpoints), one after the other
+//	groups  zstd(windows of up to 8 checkpoints), one after the other
 //
 // The fixed part is little-endian:
 //

@@ -296,6 +296,9 @@ func TestImageToArtifactAndBack(t *testing.T) {
 	if _, err := Find(t.Context(), image.Repo, image.Manifest.Digest); !errors.Is(err, ErrNone) {
 		t.Fatalf("before the push: %v", err)
 	}
+	for _, packed := range layers {
+		checkEverySpan(t, store, packed)
+	}
 
 	// What Push would send, put there by hand: the real push is tested with a
 	// real registry in the integration tests.
@@ -354,6 +357,64 @@ func TestImageToArtifactAndBack(t *testing.T) {
 	if _, err := FetchHead(t.Context(), image.Repo, found.Entries[0]); !errors.Is(err, ErrFormat) {
 		t.Errorf("a damaged head: %v", err)
 	}
+}
+
+// checkEverySpan fetches each span of a stored layer by itself.
+func checkEverySpan(t *testing.T, store *Store, packed []byte) {
+	t.Helper()
+	layer := digest.FromBytes(packed)
+	h, err := store.Head(layer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := store.File(layer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	l := fetcher.Layer{Map: h.Map, Remote: &layertest.Remote{Data: packed}, Windows: NewWindows(h, f, nil)}
+	for i := range h.Map.Spans() {
+		if err := l.Fetch(t.Context(), i, i+1, func(int64, []byte) error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestThin keeps the checkpoints that runs start from, each in a group of its
+// own, and thins out the others.
+func TestThin(t *testing.T) {
+	packed := layertest.Gzip(t, layertest.Tar(t, 150, 1))
+	store, err := OpenStore(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	layer := digest.FromBytes(packed)
+	dense, _, err := Create(t.Context(), bytes.NewReader(packed), store.Path(layer), denser(fetcher.BuildOptions{}), Expect{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := dense.Map.Spans()
+	runs := []Run{{n / 5, n/5 + 1}, {n / 2, n/2 + 3}, {n - 2, n}}
+	if err := thin(store, layer, runs, fetcher.DefaultSpacing); err != nil {
+		t.Fatal(err)
+	}
+	h, err := store.Head(layer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, all := len(h.Map.Checkpoints), len(dense.Map.Checkpoints); got*2 > all {
+		t.Errorf("%d of %d checkpoints kept", got, all)
+	}
+	for _, r := range runs {
+		if a, b := h.Map.Fetched(r.First, r.Last), dense.Map.Fetched(r.First, r.Last); a != b {
+			t.Errorf("run %v fetches %d bytes, with all checkpoints %d", r, a, b)
+		}
+		ck, _ := h.Map.CheckpointOf(r.First)
+		if g, err := h.group(ck); err != nil || g.Count != 1 {
+			t.Errorf("run %v: window in %+v, %v", r, g, err)
+		}
+	}
+	checkEverySpan(t, store, packed)
 }
 
 func FuzzDecodeHead(f *testing.F) {

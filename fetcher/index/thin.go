@@ -39,12 +39,19 @@ func thin(store *Store, layer digest.Digest, runs []Run, spacing int64) error {
 	}
 	defer f.Close()
 	windows := NewWindows(h, f, nil)
-	kept := keep(h.Map, runs, spacing)
-	return writeIndex(store.Path(layer), zstd.SpeedBetterCompression, func(w *groupWriter) (*Head, error) {
+	kept, wanted := keep(h.Map, runs, spacing)
+	l := levels{head: zstd.SpeedBestCompression, windows: zstd.SpeedBetterCompression}
+	return writeIndex(store.Path(layer), l, func(w *groupWriter) (*Head, error) {
 		m := *h.Map
 		m.Checkpoints = nil
 		for _, i := range kept {
 			c := h.Map.Checkpoints[i]
+			if wanted[i] {
+				// By itself: a start fetches this window and not its neighbours'.
+				if err := w.cut(len(m.Checkpoints)); err != nil {
+					return nil, err
+				}
+			}
 			if c.Window {
 				window, err := windows.Window(context.Background(), i)
 				if err != nil {
@@ -55,14 +62,20 @@ func thin(store *Store, layer digest.Digest, runs []Run, spacing int64) error {
 				}
 			}
 			m.Checkpoints = append(m.Checkpoints, c)
+			if wanted[i] {
+				if err := w.cut(len(m.Checkpoints)); err != nil {
+					return nil, err
+				}
+			}
 		}
 		return &Head{Map: &m, Bootstrap: h.Bootstrap}, m.Check()
 	})
 }
 
-// keep chooses checkpoints, in order.
-func keep(m *fetcher.Map, runs []Run, spacing int64) (kept []int) {
-	wanted := map[int]bool{0: true}
+// keep chooses checkpoints, in order, and tells which of them the runs start
+// from.
+func keep(m *fetcher.Map, runs []Run, spacing int64) (kept []int, wanted map[int]bool) {
+	wanted = map[int]bool{}
 	for _, r := range runs {
 		if ck, ok := m.CheckpointOf(r.First); ok {
 			wanted[ck] = true
@@ -71,10 +84,10 @@ func keep(m *fetcher.Map, runs []Run, spacing int64) (kept []int) {
 	var last fetcher.StreamOffset
 	for i, c := range m.Checkpoints {
 		far := i+1 < len(m.Checkpoints) && int64(m.Checkpoints[i+1].Stream-last) > spacing*3/2
-		if wanted[i] || far || !c.Window {
+		if i == 0 || wanted[i] || far || !c.Window {
 			kept = append(kept, i)
 			last = c.Stream
 		}
 	}
-	return kept
+	return kept, wanted
 }
