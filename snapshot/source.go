@@ -108,7 +108,7 @@ func (m *misses) add(file int64) int {
 // ahead is how many spans more to bring with the n-th miss of a file.
 func ahead(n int) int64 {
 	const (
-		calm  = 2  // misses that say nothing yet
+		calm  = 1  // misses that say nothing yet
 		first = 4  // spans with the next one, doubled with each
 		most  = 64 // spans
 	)

@@ -144,7 +144,7 @@ const (
 	// want later bytes of it wait.
 	maxRun = 64
 	// extraRequest is what another request may cost in bytes to be avoided.
-	extraRequest = 2 << 10
+	extraRequest = 1 << 10
 )
 
 // runs joins spans into runs where one request for both costs no more bytes than
