@@ -25,10 +25,11 @@ func startFigures(ctx context.Context, r *report, e *harness.Env, image *harness
 	if _, err := image.Push(ctx, direct); err != nil {
 		return err
 	}
-	out, err := e.Run(ctx, "lacunactl", "index", "create", "--push", "--plain-http", "--store", e.Path("index"), direct)
+	out, rss, err := e.RunPeak(ctx, "lacunactl", "index", "create", "--push", "--plain-http", "--store", e.Path("index"), direct)
 	if err != nil {
 		return err
 	}
+	r.add("peak resident memory of index creation", "under 150 MiB", rss > 0 && rss < 150<<20, "%.0f MiB for the whole image", float64(rss)/(1<<20))
 	percent := 0.0
 	if i := strings.Index(out, " %;"); i > 0 {
 		fields := strings.Fields(out[:i])

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -156,6 +157,20 @@ func (e *Env) Run(ctx context.Context, name string, args ...string) (string, err
 		return string(out), fmt.Errorf("%s %s: %w\n%s%s", name, strings.Join(args, " "), err, out, stderr.String())
 	}
 	return string(out), nil
+}
+
+// RunPeak is Run that also tells the most memory the command had resident, in
+// bytes.
+func (e *Env) RunPeak(ctx context.Context, name string, args ...string) (out string, rss int64, err error) {
+	cmd := e.command(ctx, name, args...)
+	b, err := cmd.CombinedOutput()
+	if err != nil {
+		return string(b), 0, fmt.Errorf("%s: %w\n%s", name, err, b)
+	}
+	if usage, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
+		rss = usage.Maxrss << 10 // getrusage(2) counts KiB
+	}
+	return string(b), rss, nil
 }
 
 func (e *Env) command(ctx context.Context, name string, args ...string) *exec.Cmd {
