@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+
+	"github.com/containerd/continuity"
 )
 
 // A record file is a header of 64 bytes and the bitmap, span 0 in the lowest
@@ -188,15 +190,7 @@ func (r *record) sync(data *os.File) error {
 // replaceFile writes a file so that after a loss of power either the old or
 // the new one is there.
 func replaceFile(path string, b []byte) error {
-	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
+	if err := continuity.AtomicWriteFile(path, b, 0o600); err != nil {
 		return err
 	}
 	dir, err := os.Open(filepath.Dir(path))

@@ -2,12 +2,12 @@ package snapshot
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/continuity"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
@@ -59,27 +59,14 @@ func (l *Layer) write(h *index.Head) error {
 	if err := os.MkdirAll(l.dir, 0o700); err != nil {
 		return err
 	}
-	if err := replace(l.path("bootstrap"), h.Bootstrap); err != nil {
+	if err := continuity.AtomicWriteFile(l.path("bootstrap"), h.Bootstrap, 0o600); err != nil {
 		return err
 	}
 	b, err := json.Marshal(l.state)
 	if err != nil {
 		return err
 	}
-	return replace(l.path("layer.json"), b)
-}
-
-// replace writes a file whole and durable, or leaves the old one.
-func replace(path string, b []byte) error {
-	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
+	return continuity.AtomicWriteFile(l.path("layer.json"), b, 0o600)
 }
 
 // readState reads layer.json of a directory.

@@ -200,7 +200,7 @@ func (e *indexer) report(cmd *cobra.Command, note string) error {
 func (e *indexer) inspect(cmd *cobra.Command) error {
 	artifact, err := index.Find(cmd.Context(), e.image.Repo, e.image.Manifest.Digest)
 	if errors.Is(err, index.ErrNone) {
-		return e.report(cmd, "the registry has no index; this is what "+"the store has")
+		return e.report(cmd, "the registry has no index; this is what the store has")
 	}
 	if err != nil {
 		return err

@@ -88,9 +88,6 @@ func (p *Proc) Tail() string {
 // PeakRSS is the most memory the process has had resident, in bytes.
 func (p *Proc) PeakRSS() (int64, error) { return p.memory("VmHWM:") }
 
-// RSS is the memory the process has resident, in bytes.
-func (p *Proc) RSS() (int64, error) { return p.memory("VmRSS:") }
-
 func (p *Proc) memory(field string) (int64, error) {
 	b, err := os.ReadFile(filepath.Join("/proc", fmt.Sprint(p.PID()), "status"))
 	if err != nil {

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,8 +28,6 @@ type Server struct {
 	cancel context.CancelFunc
 	loop   chan struct{} // closed when no more events are read
 	work   sync.WaitGroup
-
-	events atomic.Int64
 
 	recovered chan struct{} // closed by Recover
 
@@ -140,9 +137,6 @@ func (s *Server) fillLeft(l left) unix.Errno {
 
 // Name implements ondemand.Transport.
 func (s *Server) Name() string { return "fanotify" }
-
-// Events is how many requests the kernel has sent.
-func (s *Server) Events() int64 { return s.events.Load() }
 
 // Attach implements ondemand.Transport.
 func (s *Server) Attach(b *ondemand.Blob) error {
@@ -260,7 +254,6 @@ func (s *Server) take(e event) {
 		if s.draining {
 			return
 		}
-		s.events.Add(1)
 		s.work.Add(1)
 		go func() {
 			defer s.work.Done()
