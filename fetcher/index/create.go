@@ -75,8 +75,14 @@ func writeIndex(path string, l levels, create func(w *groupWriter) (*Head, error
 	return writeFile(path, head, groups)
 }
 
+// encoderWindow bounds what an encoder remembers, in bytes, and so its memory,
+// which is several times that. A larger one makes the index of a Debian layer no
+// smaller.
+const encoderWindow = 1 << 20
+
 func newEncoder(level zstd.EncoderLevel) (*zstd.Encoder, error) {
-	return zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(1))
+	return zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(1),
+		zstd.WithWindowSize(encoderWindow), zstd.WithLowerEncoderMem(true))
 }
 
 func (e Expect) check(m *fetcher.Map) error {

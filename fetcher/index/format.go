@@ -25,7 +25,7 @@ const (
 	maxBootstrap = 512 << 20
 	maxMap       = 256 << 20
 	maxGroup     = 8 << 20
-	maxWindow    = 64 << 20 // of zstd; our encoder uses 16 MiB at most
+	maxWindow    = 64 << 20 // of zstd; our encoder uses 1 MiB, older ones used 16
 )
 
 // ErrFormat is matched by errors about index data that cannot be right.

@@ -13,7 +13,7 @@ import (
 const (
 	wholeProgram = 16 << 20
 	wholeLibrary = 4 << 20
-	wholeModule  = 4 << 20
+	wholeModule  = 8 << 20
 	wholeNeeded  = 1 << 20
 )
 

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -160,17 +159,33 @@ func (e *Env) Run(ctx context.Context, name string, args ...string) (string, err
 }
 
 // RunPeak is Run that also tells the most memory the command had resident, in
-// bytes.
+// bytes. It asks the kernel again and again while the command runs: what wait4
+// reports counts the memory of this process too, which the command shared until
+// its exec.
 func (e *Env) RunPeak(ctx context.Context, name string, args ...string) (out string, rss int64, err error) {
 	cmd := e.command(ctx, name, args...)
-	b, err := cmd.CombinedOutput()
-	if err != nil {
-		return string(b), 0, fmt.Errorf("%s: %w\n%s", name, err, b)
+	var b bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &b, &b
+	if err := cmd.Start(); err != nil {
+		return "", 0, err
 	}
-	if usage, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
-		rss = usage.Maxrss << 10 // getrusage(2) counts KiB
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case err := <-done:
+			if err != nil {
+				err = fmt.Errorf("%s: %w\n%s", name, err, b.String())
+			}
+			return b.String(), rss, err
+		case <-tick.C:
+			if peak, err := memory(cmd.Process.Pid, "VmHWM:"); err == nil {
+				rss = peak // it never falls
+			}
+		}
 	}
-	return string(b), rss, nil
 }
 
 func (e *Env) command(ctx context.Context, name string, args ...string) *exec.Cmd {

@@ -86,10 +86,10 @@ func (p *Proc) Tail() string {
 }
 
 // PeakRSS is the most memory the process has had resident, in bytes.
-func (p *Proc) PeakRSS() (int64, error) { return p.memory("VmHWM:") }
+func (p *Proc) PeakRSS() (int64, error) { return memory(p.PID(), "VmHWM:") }
 
-func (p *Proc) memory(field string) (int64, error) {
-	b, err := os.ReadFile(filepath.Join("/proc", fmt.Sprint(p.PID()), "status"))
+func memory(pid int, field string) (int64, error) {
+	b, err := os.ReadFile(filepath.Join("/proc", fmt.Sprint(pid), "status"))
 	if err != nil {
 		return 0, err
 	}
