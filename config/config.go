@@ -28,10 +28,11 @@ type Config struct {
 	LogFormat string `toml:"log_format"`
 	Transport string `toml:"transport"`
 
-	Registry Registry `toml:"registry"`
-	Fetch    Fetch    `toml:"fetch"`
-	Settle   Settle   `toml:"settle"`
-	Index    Index    `toml:"index"`
+	Registry   Registry   `toml:"registry"`
+	Fetch      Fetch      `toml:"fetch"`
+	Settle     Settle     `toml:"settle"`
+	Cachefiles Cachefiles `toml:"cachefiles"`
+	Index      Index      `toml:"index"`
 }
 
 // Registry is how registries are reached.
@@ -58,6 +59,24 @@ type Settle struct {
 	Enabled bool     `toml:"enabled"`
 	Quiet   Duration `toml:"quiet"`
 	Rate    int64    `toml:"rate"`
+}
+
+// Cachefiles is the kernel's cache, where that transport is used.
+type Cachefiles struct {
+	Dir    string           `toml:"dir"`
+	Tag    string           `toml:"tag"`
+	Limits CachefilesLimits `toml:"limits"`
+}
+
+// CachefilesLimits are percentages of free blocks and files, see the kernel's
+// documentation of cachefiles.
+type CachefilesLimits struct {
+	BRun  int `toml:"brun"`
+	BCull int `toml:"bcull"`
+	BStop int `toml:"bstop"`
+	FRun  int `toml:"frun"`
+	FCull int `toml:"fcull"`
+	FStop int `toml:"fstop"`
 }
 
 // Index is how indexes are made.
@@ -155,7 +174,7 @@ func (c *Config) Check() error {
 	}
 	oneOf("log_level", c.LogLevel, "debug", "info", "warn", "error")
 	oneOf("log_format", c.LogFormat, "text", "json")
-	oneOf("transport", c.Transport, "auto", "fanotify")
+	oneOf("transport", c.Transport, "auto", "fanotify", "cachefiles")
 	between := func(key string, v, from, to int64) {
 		if v < from || v > to {
 			bad(key, "%d is not between %d and %d", v, from, to)
@@ -166,6 +185,20 @@ func (c *Config) Check() error {
 	between("fetch.background", int64(c.Fetch.Background), 1, int64(c.Fetch.Concurrent))
 	between("fetch.max_bytes", c.Fetch.MaxBytes, 64<<10, 256<<20)
 	between("settle.rate", c.Settle.Rate, 0, 1<<50)
+	for _, l := range []struct {
+		kind            string
+		stop, cull, run int
+	}{
+		{"b", c.Cachefiles.Limits.BStop, c.Cachefiles.Limits.BCull, c.Cachefiles.Limits.BRun},
+		{"f", c.Cachefiles.Limits.FStop, c.Cachefiles.Limits.FCull, c.Cachefiles.Limits.FRun},
+	} {
+		if l.stop < 0 || l.stop >= l.cull || l.cull >= l.run || l.run >= 100 {
+			bad("cachefiles.limits", "%[1]sstop %[2]d, %[1]scull %[3]d, %[1]srun %[4]d: 0 <= stop < cull < run < 100 is needed", l.kind, l.stop, l.cull, l.run)
+		}
+	}
+	if d := c.Cachefiles.Dir; d != "" && !filepath.IsAbs(d) {
+		bad("cachefiles.dir", "%q is not an absolute path", d)
+	}
 	between("index.span_size", c.Index.SpanSize, 4096, 4<<20)
 	between("index.checkpoint_spacing", c.Index.Spacing, 64<<10, 64<<20)
 	between("index.stop_grain", c.Index.Grain, 4096, 4<<20)

@@ -3,6 +3,8 @@ package erofs
 import (
 	"errors"
 	"fmt"
+	"os"
+	"os/exec"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -43,6 +45,48 @@ func Mount(bootstrap, blob, target string) error {
 		return &MountError{"mount", target, err}
 	}
 	return nil
+}
+
+// Fscache names a file system that the kernel gets through fscache, from a
+// daemon that serves cachefiles.
+type Fscache struct {
+	ID     string // of the bootstrap
+	Domain string // that the objects are shared in
+	Device string // of the blob; may be empty
+}
+
+// Options are the mount's options, for mount(8).
+func (f Fscache) Options() string {
+	o := "fsid=" + f.ID + ",domain_id=" + f.Domain
+	if f.Device != "" {
+		o += ",device=" + f.Device
+	}
+	return o
+}
+
+// MountFscache mounts a file system through fscache, read-only, at target. Where
+// a file system of that name is mounted in the domain already, the error is
+// EEXIST.
+//
+// The mount is made by mount(8), in another process: the thread that mounts
+// waits, beyond any signal, for answers of the daemon that serves cachefiles,
+// which is this process. If it were ours and we died, our descriptors would stay
+// open and the next daemon could not come in our place.
+func MountFscache(f Fscache, target string) error {
+	cmd := exec.Command("mount", "-i", "-t", "erofs", "-o", "ro,"+f.Options(), "none", target) //nolint:noctx // see above
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	out, err := cmd.CombinedOutput()
+	if err == nil {
+		return nil
+	}
+	text := strings.TrimSpace(string(out))
+	switch { // mount(8) tells errors in words only
+	case strings.Contains(text, "File exists"):
+		err = unix.EEXIST
+	case strings.Contains(text, "wrong fs type"), strings.Contains(text, "unknown filesystem"):
+		text += " (does the kernel have CONFIG_EROFS_FS_ONDEMAND? see dmesg)"
+	}
+	return &MountError{"mount", target, fmt.Errorf("%w: %s", err, text)}
 }
 
 // Unmount removes the mount; a mount still in use goes when its last user does.

@@ -4,12 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"sync"
 	"time"
 )
 
-// Blob is one sparse file that fills up.
+// Blob is one layer's bytes, which fill up.
 type Blob struct {
 	key      Key
 	path     string
@@ -18,8 +17,7 @@ type Blob struct {
 	spans    int64
 	source   Source
 	engine   *Engine
-	file     *os.File
-	record   *record
+	store    Store
 
 	completed chan struct{} // closed when every span is filled
 
@@ -67,7 +65,8 @@ var errAbandoned = errors.New("nobody waits for the fetch any more")
 // Key returns the blob's key.
 func (b *Blob) Key() Key { return b.key }
 
-// Path returns the cache file's path.
+// Path returns the cache file's path. Where a transport has its own store, there
+// is no file.
 func (b *Blob) Path() string { return b.path }
 
 // Size returns the blob's size in bytes.
@@ -75,12 +74,12 @@ func (b *Blob) Size() int64 { return b.size }
 
 // Filled returns how many bytes are filled, up to a span more than there are.
 func (b *Blob) Filled() int64 {
-	return min(b.size, b.record.count()*b.spanSize)
+	return min(b.size, b.store.Count()*b.spanSize)
 }
 
 // FirstHole returns the offset of the first span that is not filled, or the
 // size.
-func (b *Blob) FirstHole() int64 { return min(b.size, b.record.firstHole()*b.spanSize) }
+func (b *Blob) FirstHole() int64 { return min(b.size, b.store.FirstHole()*b.spanSize) }
 
 // Completed is closed when the blob has no holes left.
 func (b *Blob) Completed() <-chan struct{} { return b.completed }
@@ -136,7 +135,7 @@ func (b *Blob) join(first, last int64, urgent bool) ([]*pending, error) {
 	}
 	var wait []*pending
 	for span := first; span < last; {
-		if b.record.has(span) {
+		if b.store.Has(span) {
 			span++
 			continue
 		}
@@ -187,7 +186,7 @@ func (b *Blob) start(first, last int64, urgent bool) {
 }
 
 // taken reports whether a span is filled or in flight.
-func (b *Blob) taken(span int64) bool { return b.pending[span] != nil || b.record.has(span) }
+func (b *Blob) taken(span int64) bool { return b.pending[span] != nil || b.store.Has(span) }
 
 // fly fetches and answers every span of the flight.
 func (b *Blob) fly(ctx context.Context, f *flight) {
@@ -226,20 +225,24 @@ func (b *Blob) write(span int64, data []byte) error {
 	if int64(len(data)) != min(b.spanSize, b.size-off) {
 		return fmt.Errorf("source brought %d bytes for span %d", len(data), span)
 	}
-	if _, err := b.file.WriteAt(data, off); err != nil {
+	if err := b.store.Put(span, data); err != nil {
 		return err
 	}
-	if err := b.record.set(span); err != nil {
-		return err
-	}
-	if b.record.count() == b.spans {
-		b.mu.Lock()
-		if !b.Complete() {
-			close(b.completed)
-		}
-		b.mu.Unlock()
-	}
+	b.Refresh()
 	return nil
+}
+
+// Refresh looks at the store again: a transport calls it when the store has
+// come to know of spans by itself.
+func (b *Blob) Refresh() {
+	if b.store.Count() < b.spans {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.Complete() {
+		close(b.completed)
+	}
 }
 
 // settle answers those who wait for spans of [first, last), if that was not done
@@ -282,7 +285,14 @@ func (b *Blob) await(ctx context.Context, wait []*pending) (err error) {
 }
 
 // Sync makes what is filled survive a loss of power.
-func (b *Blob) Sync() error { return b.record.sync(b.file) }
+func (b *Blob) Sync() error { return b.store.Sync() }
+
+// Store returns what the blob's bytes are kept in, for the transport that made
+// it.
+func (b *Blob) Store() Store { return b.store }
+
+// Allocated is how many bytes of disk the blob takes.
+func (b *Blob) Allocated() (int64, error) { return b.store.Allocated() }
 
 // Close ends fetches, waits for them, and closes the file. Fills fail from now
 // on.
@@ -299,5 +309,5 @@ func (b *Blob) Close() error {
 	b.mu.Unlock()
 	b.flights.Wait()
 	b.engine.remove(b)
-	return errors.Join(b.record.sync(b.file), b.record.close(), b.file.Close())
+	return b.store.Close()
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"sync/atomic"
 	"time"
 )
@@ -98,57 +97,36 @@ type BlobConfig struct {
 	Size     int64  // bytes
 	SpanSize int64  // bytes
 	Source   Source
+	// Store, where it is not nil, takes the bytes in place of the file at Path.
+	// The blob closes it.
+	Store Store
 }
 
-// Open opens a blob's cache file, making it where it is missing, and its
-// records. The file is open for reading and writing until Close: a transport
-// that marks it does so after Open, so that our own writes go unmarked.
+func (c BlobConfig) spans() int64 { return (c.Size + c.SpanSize - 1) / c.SpanSize }
+
+// Open opens a blob and its store. A cache file is made where it is missing,
+// and is open for reading and writing until Close: a transport that marks it
+// does so after Open, so that our own writes go unmarked.
 func (e *Engine) Open(c BlobConfig) (*Blob, error) {
 	if c.Size < 0 || c.SpanSize <= 0 {
 		return nil, fmt.Errorf("blob %s: %d bytes in spans of %d", c.Key, c.Size, c.SpanSize)
 	}
-	f, err := os.OpenFile(c.Path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
+	if c.Store == nil {
+		store, err := openFile(c, e.opts.BootID)
+		if err != nil {
+			return nil, fmt.Errorf("open blob %s: %w", c.Key, err)
+		}
+		c.Store = store
 	}
 	b := &Blob{
 		key: c.Key, path: c.Path, size: c.Size, spanSize: c.SpanSize,
-		spans: (c.Size + c.SpanSize - 1) / c.SpanSize, source: c.Source,
-		engine: e, file: f, pending: map[int64]*pending{},
+		spans: c.spans(), source: c.Source,
+		engine: e, store: c.Store, pending: map[int64]*pending{},
 		completed: make(chan struct{}),
 	}
-	if err := b.load(); err != nil {
-		return nil, errors.Join(fmt.Errorf("open blob %s: %w", c.Key, err), f.Close())
-	}
+	b.Refresh()
 	if err := e.add(b); err != nil {
-		return nil, errors.Join(err, b.record.close(), f.Close())
+		return nil, errors.Join(err, b.store.Close())
 	}
 	return b, nil
-}
-
-func (b *Blob) load() error {
-	info, err := b.file.Stat()
-	if err != nil {
-		return err
-	}
-	if info.Size() != b.size {
-		if info.Size() != 0 {
-			// Not the file that the records were written for.
-			for _, name := range []string{runningName, durableName} {
-				if err := os.Remove(b.path + name); err != nil && !os.IsNotExist(err) {
-					return err
-				}
-			}
-		}
-		if err := errors.Join(b.file.Truncate(0), b.file.Truncate(b.size)); err != nil {
-			return err
-		}
-	}
-	if b.record, err = openRecord(b.path, b.spans, b.spanSize, b.engine.opts.BootID); err != nil {
-		return err
-	}
-	if b.record.count() == b.spans {
-		close(b.completed)
-	}
-	return nil
 }

@@ -37,15 +37,12 @@ const (
 // record knows which spans of a blob are filled, and which of them a machine
 // that loses power would still have.
 type record struct {
+	*Bitmap
 	path     string // of the blob file
 	header   []byte
-	spans    int64
 	syncing  sync.Mutex
-	mu       sync.RWMutex
 	file     *os.File // of the running record
-	bitmap   []byte
-	filled   int64
-	unsynced bool
+	unsynced bool     // guarded by Bitmap.mu
 }
 
 // openRecord loads what can be trusted and starts the running record of this
@@ -54,7 +51,7 @@ func openRecord(path string, spans, spanSize int64, bootID string) (*record, err
 	if len(bootID) != bootIDSize {
 		return nil, fmt.Errorf("boot ID %q", bootID)
 	}
-	r := &record{path: path, spans: spans, bitmap: make([]byte, (spans+7)/8)}
+	r := &record{Bitmap: NewBitmap(spans), path: path}
 	r.header = append(r.header, recordMagic...)
 	r.header = binary.LittleEndian.AppendUint64(r.header, uint64(spans))
 	r.header = binary.LittleEndian.AppendUint64(r.header, uint64(spanSize))
@@ -67,16 +64,16 @@ func openRecord(path string, spans, spanSize int64, bootID string) (*record, err
 		return nil, err
 	}
 	if running != nil {
-		copy(r.bitmap, running)
+		copy(r.bits, running)
 	} else {
-		copy(r.bitmap, durable)
-		if err := errors.Join(f.Truncate(0), writeAt(f, append(bytes.Clone(r.header), r.bitmap...), 0)); err != nil {
+		copy(r.bits, durable)
+		if err := errors.Join(f.Truncate(0), writeAt(f, append(bytes.Clone(r.header), r.bits...), 0)); err != nil {
 			f.Close()
 			return nil, err
 		}
 	}
 	r.file = f
-	r.filled = count(r.bitmap)
+	r.filled = count(r.bits)
 	r.unsynced = r.filled > count(durable)
 	return r, nil
 }
@@ -93,7 +90,7 @@ func (r *record) load(name string, running bool) []byte {
 	if err != nil {
 		return nil
 	}
-	size := recordHeader + len(r.bitmap)
+	size := recordHeader + len(r.bits)
 	same := len(r.header)
 	if !running {
 		if len(b) != size+sha256.Size || sha256.Sum256(b[:size]) != [sha256.Size]byte(b[size:]) {
@@ -105,7 +102,7 @@ func (r *record) load(name string, running bool) []byte {
 		return nil
 	}
 	bitmap := b[recordHeader:size]
-	if extra := uint(len(r.bitmap)*8) - uint(r.spans); extra > 0 && len(bitmap) > 0 {
+	if extra := uint(len(r.bits)*8) - uint(r.spans); extra > 0 && len(bitmap) > 0 {
 		bitmap[len(bitmap)-1] &= 0xff >> extra
 	}
 	return bitmap
@@ -118,45 +115,21 @@ func count(bitmap []byte) (n int64) {
 	return n
 }
 
-func (r *record) has(span int64) bool {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	return r.bitmap[span/8]>>(span%8)&1 == 1
-}
-
-// firstHole is the first span that is not filled, or the number of spans.
-func (r *record) firstHole() int64 {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	for i, b := range r.bitmap {
-		if b != 0xff {
-			return min(r.spans, int64(i*8+bits.TrailingZeros8(^b)))
-		}
-	}
-	return r.spans
-}
-
 // set marks a span whose bytes have been written.
 func (r *record) set(span int64) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.bitmap[span/8]>>(span%8)&1 == 1 {
+	if r.bits[span/8]>>(span%8)&1 == 1 {
 		return nil
 	}
-	v := r.bitmap[span/8] | 1<<(span%8)
+	v := r.bits[span/8] | 1<<(span%8)
 	if err := writeAt(r.file, []byte{v}, recordHeader+span/8); err != nil {
 		return err
 	}
-	r.bitmap[span/8] = v
+	r.bits[span/8] = v
 	r.filled++
 	r.unsynced = true
 	return nil
-}
-
-func (r *record) count() int64 {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	return r.filled
 }
 
 // sync makes what is filled so far survive a loss of power. data is the blob
@@ -169,7 +142,7 @@ func (r *record) sync(data *os.File) error {
 		r.mu.Unlock()
 		return nil
 	}
-	b := append(bytes.Clone(r.header), r.bitmap...)
+	b := append(bytes.Clone(r.header), r.bits...)
 	r.unsynced = false
 	r.mu.Unlock()
 

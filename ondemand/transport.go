@@ -10,19 +10,36 @@ package ondemand
 //     and a later read tries again. It never reads zeros in a hole's place.
 //   - Every request of the kernel is answered exactly once, also while the blob
 //     is detached or the transport closed.
-//   - After Release reads are the kernel's own.
 //   - All methods may be called concurrently.
 type Transport interface {
 	// Name is the transport's name in configuration and logs.
 	Name() string
+	// Store makes the store that a blob on this transport must have, or nil
+	// where that is a file.
+	Store(key Key, size, spanSize int64) (Store, error)
 	// Attach makes the kernel ask for the blob's holes from now on. It is
-	// called before a mount opens the blob's file, and again for a blob whose
-	// mount has outlived an earlier daemon.
-	Attach(b *Blob) error
-	// Release ends that for a blob that is complete.
+	// called before Mount, and for a blob whose mount has outlived an earlier
+	// daemon. The bootstrap is a complete file with the metadata of the file
+	// system that the blob belongs to.
+	Attach(b *Blob, bootstrap string) error
+	// Mount mounts an attached blob's file system at target.
+	Mount(b *Blob, bootstrap, target string) error
+	// Release says that the blob is complete. Where the transport can, it makes
+	// reads the kernel's own.
 	Release(b *Blob) error
-	// Detach ends that for a blob that nothing mounts any more.
+	// Detach ends Attach for a blob that nothing mounts any more.
 	Detach(b *Blob) error
+	// Remove frees what the kernel keeps of a detached and closed blob, and of
+	// its file system's bootstrap.
+	Remove(key Key) error
+	// Recover is called once, when the blobs of all live mounts are attached.
+	// Until then requests for others wait. It answers what a dead daemon has
+	// left.
+	Recover()
+	// Drain waits until the requests that were taken are answered. Later ones
+	// are left for whoever holds the kernel's side after us. Close comes next,
+	// when the blobs are closed.
+	Drain()
 	// Close stops taking requests and answers those taken. What the kernel does
 	// with later ones is the transport's own matter.
 	Close() error

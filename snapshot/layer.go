@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -48,6 +49,12 @@ type layerState struct {
 
 const stateVersion = 1
 
+// key names the layer's blob for the kernel: digits only, since cachefiles makes
+// a file name of it.
+func (l *Layer) key() ondemand.Key {
+	return ondemand.Key{Volume: "lacuna", Cookie: l.state.Layer.Encoded()}
+}
+
 func (l *Layer) path(name string) string { return filepath.Join(l.dir, name) }
 
 // write makes the layer's files from a head. The state comes last: without it
@@ -90,30 +97,24 @@ func (l *Layer) mounted() bool {
 	return unix.Statfs(l.target, &st) == nil && uint32(st.Type) == unix.EROFS_SUPER_MAGIC_V1
 }
 
-// mount mounts the layer where that is missing.
-func (l *Layer) mount() error {
-	if l.mounted() {
-		return nil
-	}
-	if err := os.MkdirAll(l.target, 0o755); err != nil {
-		return err
-	}
-	return erofs.Mount(l.path("bootstrap"), l.blob.Path(), l.target)
-}
-
-// usage is what the layer's files have allocated.
+// usage is what the layer has allocated on disk.
 func (l *Layer) usage() (snapshots.Usage, error) {
 	u := snapshots.Usage{Inodes: l.state.Inodes}
-	entries, err := os.ReadDir(l.dir)
-	if err != nil {
-		return u, err
-	}
-	for _, e := range entries {
+	for _, name := range []string{"layer.json", "bootstrap"} {
 		var st unix.Stat_t
-		if err := unix.Lstat(l.path(e.Name()), &st); err != nil {
-			return u, &os.PathError{Op: "stat", Path: l.path(e.Name()), Err: err}
+		err := unix.Stat(l.path(name), &st)
+		if errors.Is(err, unix.ENOENT) {
+			continue // quarantined, or half made
+		}
+		if err != nil {
+			return u, &os.PathError{Op: "stat", Path: l.path(name), Err: err}
 		}
 		u.Size += st.Blocks * 512 // stat(2)'s unit, whatever the file system's is
 	}
-	return u, nil
+	if l.blob == nil {
+		return u, nil
+	}
+	n, err := l.blob.Allocated()
+	u.Size += n
+	return u, err
 }

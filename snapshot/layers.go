@@ -161,10 +161,14 @@ func (l *Layers) find(d digest.Digest) *Layer {
 // read: blob, attach, mount.
 func (l *Layers) open(layer *Layer) (err error) {
 	layer.source = &layerSource{layer: layer.state.Layer, ref: layer.state.Ref, store: l.Store, client: l.Client}
+	store, err := l.Transport.Store(layer.key(), layer.state.BlobSize, layer.state.SpanSize)
+	if err != nil {
+		return err
+	}
 	layer.blob, err = l.Engine.Open(ondemand.BlobConfig{
-		Key:  ondemand.Key{Volume: "lacuna", Cookie: layer.state.Layer.String()},
-		Path: layer.path("blob"), Size: layer.state.BlobSize, SpanSize: layer.state.SpanSize,
-		Source: layer.source,
+		Key: layer.key(), Path: layer.path("blob"),
+		Size: layer.state.BlobSize, SpanSize: layer.state.SpanSize,
+		Source: layer.source, Store: store,
 	})
 	if err != nil {
 		return err
@@ -174,21 +178,19 @@ func (l *Layers) open(layer *Layer) (err error) {
 			err = errors.Join(err, layer.blob.Close())
 		}
 	}()
-	if !layer.blob.Complete() {
-		if !l.Adopted && layer.mounted() {
-			// Nobody has answered its readers since the last daemon: whatever
-			// they got is in the mount's page cache.
-			l.Log.Warn("replacing a mount that was not served; its containers may have read holes as zeros: restart them",
-				"layer", layer.state.Layer)
-			if err := erofs.Unmount(layer.target); err != nil {
-				return err
-			}
-		}
-		if err := l.Transport.Attach(layer.blob); err != nil {
+	if !layer.blob.Complete() && !l.Adopted && layer.mounted() {
+		// Nobody has answered its readers since the last daemon: whatever
+		// they got is in the mount's page cache.
+		l.Log.Warn("replacing a mount that was not served; its containers may have read holes as zeros: restart them",
+			"layer", layer.state.Layer)
+		if err := erofs.Unmount(layer.target); err != nil {
 			return err
 		}
 	}
-	if err := layer.mount(); err != nil {
+	if err := l.Transport.Attach(layer.blob, layer.path("bootstrap")); err != nil {
+		return err
+	}
+	if err := l.mount(layer); err != nil {
 		return errors.Join(err, l.Transport.Detach(layer.blob))
 	}
 	l.mu.Lock()
@@ -198,6 +200,17 @@ func (l *Layers) open(layer *Layer) (err error) {
 	l.work.Add(1)
 	go l.watch(layer)
 	return nil
+}
+
+// mount mounts the layer where that is missing.
+func (l *Layers) mount(layer *Layer) error {
+	if layer.mounted() {
+		return nil
+	}
+	if err := os.MkdirAll(layer.target, 0o755); err != nil {
+		return err
+	}
+	return l.Transport.Mount(layer.blob, layer.path("bootstrap"), layer.target)
 }
 
 // watch lets a layer go once it is complete.
@@ -311,7 +324,7 @@ func (l *Layers) remove(layer *Layer) error {
 		errs = append(errs, erofs.Unmount(layer.target))
 	}
 	if layer.blob != nil {
-		errs = append(errs, l.Transport.Detach(layer.blob), layer.blob.Close())
+		errs = append(errs, l.Transport.Detach(layer.blob), layer.blob.Close(), l.Transport.Remove(layer.key()))
 		layer.source.drop()
 	}
 	if err := os.Remove(layer.target); err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -53,7 +53,7 @@ func run(ctx context.Context, c *config.Config) error {
 	if err != nil {
 		return err
 	}
-	transport, err := openTransport(c, log)
+	transport, err := openTransport(c, engine, log)
 	if err != nil {
 		return err
 	}

@@ -8,106 +8,158 @@ import (
 	"path/filepath"
 
 	"github.com/lacuna-snapshotter/lacuna/config"
+	"github.com/lacuna-snapshotter/lacuna/ondemand"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/cachefiles"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/fanotify"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/keeper"
 	"github.com/lacuna-snapshotter/lacuna/snapshot"
 )
 
-// transport is the chosen transport with the keeper of its descriptors.
+// keepers is how many processes besides this one hold the kernel's descriptors.
+const keepers = 2
+
+// Labels of what the keepers hold. Those of cachefiles' objects are the
+// transport's own.
+const (
+	fanotifyGroup    = "fanotify group"
+	fanotifyJournal  = "fanotify journal"
+	cachefilesDevice = "cachefiles device"
+)
+
+// transport is the chosen transport with the keepers of its descriptors.
 type transport struct {
-	*fanotify.Server
+	ondemand.Transport
 	adopted bool // it serves the mounts of an earlier daemon
-	held    []*os.File
-	socket  string
-	root    string
-	keeper  chan *keeper.Keeper // the living one; empty while it is replaced
+	keepers *keeper.Set
 	log     *slog.Logger
 }
 
-// openTransport picks by configuration or, for "auto", by what the kernel has,
-// and takes over what an earlier daemon left with its keeper.
-func openTransport(c *config.Config, log *slog.Logger) (*transport, error) {
-	if err := fanotify.Probe(c.Root); err != nil {
-		return nil, fmt.Errorf("transport fanotify cannot be used with %s: %w", c.Root, err)
+// opener makes a transport, from what an earlier daemon has left where found
+// has its label.
+type opener struct {
+	name, label string
+	open        func(*config.Config, *ondemand.Engine, *transport, map[string]*os.File) (ondemand.Transport, error)
+}
+
+// openers are in the order in which "auto" tries them.
+var openers = []opener{
+	{"fanotify", fanotifyGroup, openFanotify},
+	{"cachefiles", cachefilesDevice, openCachefiles},
+}
+
+// openTransport takes over what an earlier daemon left with its keepers or,
+// where there is nothing, picks by configuration.
+func openTransport(c *config.Config, engine *ondemand.Engine, log *slog.Logger) (*transport, error) {
+	set, found, err := keeper.Open(c.Root, keepers, log, "keeper", c.Root)
+	if err != nil {
+		return nil, err
 	}
-	t := &transport{socket: filepath.Join(c.Root, "keeper.sock"), root: c.Root, keeper: make(chan *keeper.Keeper, 1), log: log}
-	k, files, err := keeper.Take(t.socket)
-	switch {
-	case err == nil && len(files) == 2:
-		t.adopted, t.held = true, files
-		log.Info("taking over from the keeper")
-	case err == nil || errors.Is(err, keeper.ErrNone):
-		if t.held, err = newDescriptors(); err != nil {
+	t := &transport{keepers: set, log: log}
+	for _, o := range openers {
+		if found[o.label] == nil {
+			continue
+		}
+		if c.Transport != "auto" && c.Transport != o.name {
+			err := fmt.Errorf("layers are mounted with transport %s, the configuration says %s: keep it, or remove the containers and images first", o.name, c.Transport)
+			return nil, errors.Join(err, set.Leave())
+		}
+		t.adopted = true
+		log.Info("taking over from the keepers", "transport", o.name)
+		if t.Transport, err = o.open(c, engine, t, found); err != nil {
+			return nil, errors.Join(err, set.Leave())
+		}
+		return t, nil
+	}
+	var reasons []error
+	for _, o := range openers {
+		if c.Transport != "auto" && c.Transport != o.name {
+			continue
+		}
+		if t.Transport, err = o.open(c, engine, t, nil); err == nil {
+			return t, nil
+		}
+		reasons = append(reasons, fmt.Errorf("transport %s cannot be used: %w", o.name, err))
+	}
+	return nil, errors.Join(append(reasons, set.End())...)
+}
+
+func openFanotify(c *config.Config, _ *ondemand.Engine, t *transport, found map[string]*os.File) (ondemand.Transport, error) {
+	group, memory := found[fanotifyGroup], found[fanotifyJournal]
+	if group == nil || memory == nil {
+		if err := fanotify.Probe(c.Root); err != nil {
 			return nil, err
 		}
-		if k, err = t.start(); err != nil {
-			return nil, err
-		}
-	default:
-		return nil, err
-	}
-	journal, err := fanotify.OpenJournal(t.held[1])
-	if err != nil {
-		return nil, err
-	}
-	if t.Server, err = fanotify.Serve(t.held[0], journal, log); err != nil {
-		return nil, err
-	}
-	t.keeper <- k
-	go t.watch(k)
-	return t, nil
-}
-
-func newDescriptors() ([]*os.File, error) {
-	group, err := fanotify.NewGroup()
-	if err != nil {
-		return nil, err
-	}
-	journal, err := fanotify.NewJournal()
-	if err != nil {
-		return nil, err
-	}
-	return []*os.File{group, journal.File()}, nil
-}
-
-// start starts a keeper. Its command line has the root, to tell keepers apart.
-func (t *transport) start() (*keeper.Keeper, error) {
-	return keeper.Start(t.socket, t.held, "keeper", t.root)
-}
-
-// watch replaces a keeper that has died.
-func (t *transport) watch(k *keeper.Keeper) {
-	for {
-		k.Wait()
-		select {
-		case <-t.keeper: // it has died
-		default:
-			return // it was left or ended
-		}
-		t.log.Warn("the keeper has died; starting another")
 		var err error
-		if k, err = t.start(); err != nil {
-			t.log.Error("no keeper: the death of this process would let holes be read", "error", err)
-			return
+		if group, err = fanotify.NewGroup(); err != nil {
+			return nil, err
 		}
-		t.keeper <- k
+		journal, err := fanotify.NewJournal()
+		if err != nil {
+			return nil, err
+		}
+		memory = journal.File()
+		if err := errors.Join(t.keep(fanotifyGroup, group), t.keep(fanotifyJournal, memory)); err != nil {
+			return nil, err
+		}
 	}
+	journal, err := fanotify.OpenJournal(memory)
+	if err != nil {
+		return nil, err
+	}
+	return fanotify.Serve(group, journal, t.log)
 }
 
-// leave sees to it that readers wait for the next daemon, if any layer has
-// holes, and else ends the keeper.
+// keep hands a duplicate to the keepers.
+func (t *transport) keep(label string, f *os.File) error {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var keepErr error
+	return errors.Join(conn.Control(func(fd uintptr) { keepErr = t.keepers.Keep(label, int(fd)) }), keepErr)
+}
+
+func openCachefiles(c *config.Config, engine *ondemand.Engine, t *transport, found map[string]*os.File) (ondemand.Transport, error) {
+	dir := c.Cachefiles.Dir
+	if dir == "" {
+		dir = filepath.Join(c.Root, "cachefiles")
+	}
+	o := cachefiles.Options{Dir: dir, Engine: engine, Keeper: t.keepers, Log: t.log, Adopted: found != nil}
+	device := found[cachefilesDevice]
+	for label, f := range found {
+		if label != cachefilesDevice {
+			o.Kept = append(o.Kept, cachefiles.Kept{Label: label, File: f})
+		}
+	}
+	if device == nil {
+		l := c.Cachefiles.Limits
+		var err error
+		device, err = cachefiles.Open(cachefiles.Config{Dir: dir, Tag: c.Cachefiles.Tag, Limits: cachefiles.Limits(l)})
+		if err != nil {
+			return nil, err
+		}
+		if cachefiles.Restores(device) {
+			if err := t.keep(cachefilesDevice, device); err != nil {
+				return nil, err
+			}
+		} else {
+			t.log.Warn("this kernel cannot restore requests (Linux 6.8, and stable kernels since, can): when the daemon dies, reads fail until layers are mounted again")
+			o.Keeper = nil
+		}
+	}
+	return cachefiles.Serve(device, o)
+}
+
+// leave sees to it that readers wait for the next daemon, where any may come,
+// and else ends the keepers. Fanotify is needed for holes; cachefiles' mounts
+// read through the device for good.
 func (t *transport) leave(layers *snapshot.Layers) error {
-	k := <-t.keeper
-	for _, l := range statuses(layers) {
-		if l.State == "filling" {
-			t.log.Info("layers have holes; the keeper stays, and their readers wait for the next start")
-			return k.Leave()
+	list, _ := layers.Status()
+	for _, l := range list {
+		if l.State == "filling" || l.State == "complete" && t.Name() == "cachefiles" {
+			t.log.Info("layers need their transport; the keepers stay, and readers wait for the next start")
+			return t.keepers.Leave()
 		}
 	}
-	return k.End()
-}
-
-func statuses(layers *snapshot.Layers) []snapshot.LayerStatus {
-	list, _ := layers.Status()
-	return list
+	return t.keepers.End()
 }

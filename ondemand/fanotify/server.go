@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lacuna-snapshotter/lacuna/erofs"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 )
 
@@ -87,8 +88,7 @@ func (s *Server) reserve() error {
 	return nil
 }
 
-// Recover fills and answers what a dead daemon has left. All its blobs must be
-// attached.
+// Recover implements ondemand.Transport.
 func (s *Server) Recover() {
 	var wg sync.WaitGroup
 	for _, l := range s.left {
@@ -138,8 +138,22 @@ func (s *Server) fillLeft(l left) unix.Errno {
 // Name implements ondemand.Transport.
 func (s *Server) Name() string { return "fanotify" }
 
-// Attach implements ondemand.Transport.
-func (s *Server) Attach(b *ondemand.Blob) error {
+// Store implements ondemand.Transport: blobs are files.
+func (s *Server) Store(ondemand.Key, int64, int64) (ondemand.Store, error) { return nil, nil }
+
+// Mount implements ondemand.Transport.
+func (s *Server) Mount(b *ondemand.Blob, bootstrap, target string) error {
+	return erofs.Mount(bootstrap, b.Path(), target)
+}
+
+// Remove implements ondemand.Transport: the kernel keeps nothing.
+func (s *Server) Remove(ondemand.Key) error { return nil }
+
+// Attach implements ondemand.Transport. A complete blob needs no marking.
+func (s *Server) Attach(b *ondemand.Blob, _ string) error {
+	if b.Complete() {
+		return nil
+	}
 	id, err := blobInode(b)
 	if err != nil {
 		return err
@@ -198,9 +212,8 @@ func (s *Server) Close() error {
 	return errors.Join(err, s.group.Close())
 }
 
-// Drain waits until what was taken is answered. Requests that come from now on
-// are left in the journal, for whoever holds the group after us. Our own writes
-// are answered until Close, which comes when the blobs are closed.
+// Drain implements ondemand.Transport. Requests that come from now on are left
+// in the journal. Our own writes are answered until Close.
 func (s *Server) Drain() {
 	s.taking.Lock()
 	s.draining = true

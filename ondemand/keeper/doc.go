@@ -1,24 +1,32 @@
-// Package keeper is a small process that outlives the daemon and holds kernel
-// descriptors for it.
+// Package keeper is a small process that holds kernel descriptors for a daemon,
+// so that they outlive it: a fanotify group, the cachefiles device and its
+// objects. As long as somebody holds them, the kernel has readers wait; the next
+// daemon takes them and answers.
+//
+//	protocol.go  the packets on the socket
+//	process.go   Run, the keeper's life
+//	client.go    Keeper, the daemon's end of one keeper
+//	set.go       Set, several keepers that hold the same
 //
 // # Model
 //
-// As long as somebody holds a transport's descriptors, the kernel lets readers
-// wait; when the last holder goes, waiting and later reads are let through, and
-// holes read as zeros. So the daemon starts a keeper, the same binary with the
-// same descriptors, in a session of its own. A daemon that starts asks the
-// keeper of its directory for them ([Take]) and goes on where the last one
-// ended. A daemon that lives notices the death of its keeper by the connection
-// it holds, and starts another.
+// A keeper listens on a Unix socket of mode 0600 and holds what it is given
+// under labels. It does nothing else: it never reads from what it holds. A Set
+// runs several, since on a transport that fails open the death of the last
+// holder is what must not happen: each that dies is replaced by one that is
+// filled from the daemon's own descriptors. So a daemon that is killed together
+// with one keeper leaves another.
 //
-// What the descriptors are is the transport's matter; the keeper neither reads
-// nor writes them. The protocol on its socket (mode 0600, root only) is one byte
-// from the client: 't' to take, answered by one byte with the descriptors as
-// SCM_RIGHTS; 'e' to end.
+// A keeper is the daemon's own binary, started with a subcommand, in a session
+// of its own so that no signal for the daemon's terminal or process group
+// reaches it.
 //
 // # Failure
 //
-// The death of both at once opens the gate: the next daemon finds no keeper,
-// says so, and replaces the mounts. The keeper does nothing but wait, so it
-// dies only when it is killed.
+// Take fails with ErrNone where no keeper listens. A keeper that does not answer
+// within a few seconds counts as dead.
+//
+// # Concurrency
+//
+// Everything is safe for concurrent use.
 package keeper

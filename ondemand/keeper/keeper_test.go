@@ -2,15 +2,21 @@ package keeper
 
 import (
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestMain lets the test binary be the keeper that Start starts.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "keeper" {
-		if err := Run(2); err != nil {
+		if err := Run(); err != nil {
 			os.Exit(1)
 		}
 		os.Exit(0)
@@ -18,59 +24,163 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func TestKeeper(t *testing.T) {
-	socket := filepath.Join(t.TempDir(), "keeper.sock")
-	if _, _, err := Take(socket); !errors.Is(err, ErrNone) {
-		t.Fatalf("no keeper: %v", err)
-	}
+func pipe(t *testing.T) (r, w *os.File) {
+	t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	first, err := Start(socket, []*os.File{r, w}, "keeper")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if info, err := os.Stat(socket); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("socket: %v, %v", info, err)
-	}
-	r.Close()
-	w.Close()
-	if err := first.Leave(); err != nil {
-		t.Error(err)
-	}
+	return r, w
+}
 
-	// A successor gets the same pipe, which would be gone without the keeper.
-	second, files, err := Take(socket)
-	if err != nil || len(files) != 2 {
-		t.Fatal(files, err)
-	}
-	if _, err := files[1].WriteString("kept"); err != nil {
-		t.Fatal(err)
-	}
-	b := make([]byte, 4)
-	if _, err := files[0].Read(b); err != nil || string(b) != "kept" {
-		t.Errorf("%q, %v", b, err)
-	}
-	gone := make(chan struct{})
-	third, _, err := Take(socket)
+func open(t *testing.T, dir string) (*Set, map[string]*os.File) {
+	t.Helper()
+	s, found, err := Open(dir, 2, slog.New(slog.DiscardHandler), "keeper", dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	go func() { third.Wait(); close(gone) }()
-	if err := second.End(); err != nil {
-		t.Error(err)
+	return s, found
+}
+
+func keep(t *testing.T, s *Set, label string, f *os.File) {
+	t.Helper()
+	if err := s.Keep(label, int(f.Fd())); err != nil {
+		t.Fatal(err)
 	}
-	<-gone // its death is noticed
-	if _, _, err := Take(socket); !errors.Is(err, ErrNone) {
-		t.Errorf("after the end: %v", err)
+	f.Close()
+}
+
+// processes are the keepers of a directory.
+func processes(t *testing.T, dir string) (pids []int) {
+	t.Helper()
+	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range lines {
+		if b, _ := os.ReadFile(path); strings.Contains(string(b), "\x00keeper\x00"+dir+"\x00") {
+			pid, _ := strconv.Atoi(strings.Split(path, "/")[2])
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("never: " + what)
+		}
 	}
 }
 
-func TestRunRefuses(t *testing.T) {
-	for _, n := range []int{0, -1, maxHeld + 1} {
-		if err := Run(n); err == nil {
-			t.Errorf("Run(%d) ran", n)
+func TestSuccessorGetsWhatWasKept(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := Connect(filepath.Join(dir, "keeper0.sock")); !errors.Is(err, ErrNone) {
+		t.Fatalf("no keeper: %v", err)
+	}
+	first, found := open(t, dir)
+	if found != nil {
+		t.Errorf("found %v without a keeper", found)
+	}
+	if info, err := os.Stat(filepath.Join(dir, "keeper1.sock")); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("socket: %v, %v", info, err)
+	}
+	r, w := pipe(t)
+	other, _ := pipe(t)
+	keep(t, first, "r", r)
+	keep(t, first, `w "with" spaces`, w)
+	keep(t, first, "other", other)
+	if err := errors.Join(first.Drop("other"), first.Drop("never kept"), first.Leave()); err != nil {
+		t.Error(err)
+	}
+
+	second, found := open(t, dir)
+	if len(found) != 2 || found["r"] == nil || found[`w "with" spaces`] == nil {
+		t.Fatalf("found %v", found)
+	}
+	if _, err := found[`w "with" spaces`].WriteString("kept"); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 4)
+	if _, err := found["r"].Read(b); err != nil || string(b) != "kept" {
+		t.Errorf("%q, %v", b, err)
+	}
+	if err := second.End(); err != nil {
+		t.Error(err)
+	}
+	if pids := processes(t, dir); len(pids) != 0 {
+		t.Errorf("keepers %v are left", pids)
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, "*")); len(left) != 0 {
+		t.Errorf("%v are left", left)
+	}
+}
+
+// TestDeadKeeperIsReplaced kills one of two again and again: what is kept is
+// never without a holder, and in the end both hold it.
+func TestDeadKeeperIsReplaced(t *testing.T) {
+	dir := t.TempDir()
+	s, _ := open(t, dir)
+	r, w := pipe(t)
+	keep(t, s, "w", w)
+	keep(t, s, "r", r)
+	for range 10 {
+		pids := processes(t, dir)
+		if len(pids) != 2 {
+			t.Fatalf("%d keepers", len(pids))
 		}
+		if err := unix.Kill(pids[0], unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "two keepers, another one", func() bool {
+			now := processes(t, dir)
+			return len(now) == 2 && now[0] != pids[0] && now[1] != pids[0] && s.Alive() == 2
+		})
+	}
+	if err := s.Leave(); err != nil {
+		t.Error(err)
+	}
+	// Each by itself holds all.
+	for i := range 2 {
+		k, err := Connect(filepath.Join(dir, "keeper"+strconv.Itoa(i)+".sock"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		held, err := k.Take()
+		if err != nil || len(held) != 2 {
+			t.Errorf("keeper %d: %v, %v", i, held, err)
+		}
+		if err := k.End(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestManyDescriptors(t *testing.T) {
+	dir := t.TempDir()
+	s, _ := open(t, dir)
+	const n = 400
+	for i := range n {
+		r, w := pipe(t)
+		w.Close()
+		keep(t, s, strconv.Itoa(i), r)
+	}
+	if err := s.Leave(); err != nil {
+		t.Error(err)
+	}
+	s, found := open(t, dir)
+	if len(found) != n {
+		t.Errorf("%d of %d came back", len(found), n)
+	}
+	for _, f := range found {
+		f.Close()
+	}
+	if err := s.Keep(strings.Repeat("x", maxLabel+1), 0); err == nil {
+		t.Error("a label of any length was taken")
+	}
+	if err := s.End(); err != nil {
+		t.Error(err)
 	}
 }

@@ -1,0 +1,225 @@
+package cachefiles
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/erofs"
+	"github.com/lacuna-snapshotter/lacuna/ondemand"
+)
+
+// bootstrapSpan is how much of a bootstrap is filled together. The kernel asks
+// for metadata page by page.
+const bootstrapSpan = 1 << 20
+
+// bootstrapCookie names the bootstrap of the file system that a blob belongs
+// to.
+func bootstrapCookie(blob string) string { return blob + ".boot" }
+
+// bootstrap is the metadata of an attached blob's file system. It is filled on
+// demand too, from a file.
+type bootstrap struct {
+	file *os.File
+	size int64
+	blob *ondemand.Blob
+}
+
+// Grow implements ondemand.Source.
+func (b *bootstrap) Grow(first, last int64, _ bool) (int64, int64) { return first, last }
+
+// Fetch implements ondemand.Source.
+func (b *bootstrap) Fetch(_ context.Context, first, last int64, put func(int64, []byte) error) error {
+	data := make([]byte, bootstrapSpan)
+	for span := first; span < last; span++ {
+		off := span * bootstrapSpan
+		n := min(bootstrapSpan, b.size-off)
+		if _, err := b.file.ReadAt(data[:n], off); err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+		if err := put(span, data[:n]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Store implements ondemand.Transport.
+func (s *Server) Store(key ondemand.Key, size, spanSize int64) (ondemand.Store, error) {
+	return newStore(key, size, spanSize, func() string { return s.cacheFile(key) })
+}
+
+// Attach implements ondemand.Transport.
+func (s *Server) Attach(b *ondemand.Blob, path string) (err error) {
+	boot := &bootstrap{}
+	if boot.file, err = os.Open(path); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			boot.file.Close()
+		}
+	}()
+	info, err := boot.file.Stat()
+	if err != nil {
+		return err
+	}
+	boot.size = info.Size()
+	key := ondemand.Key{Volume: b.Key().Volume, Cookie: bootstrapCookie(b.Key().Cookie)}
+	st, err := s.Store(key, boot.size, bootstrapSpan)
+	if err != nil {
+		return err
+	}
+	boot.blob, err = s.Engine.Open(ondemand.BlobConfig{Key: key, Size: boot.size, SpanSize: bootstrapSpan, Source: boot, Store: st})
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.bootstraps[b.Key()] = boot
+	s.mu.Unlock()
+	s.rebind(b)
+	s.rebind(boot.blob)
+	return nil
+}
+
+// rebind gives a blob the object that the kernel has had open for an earlier
+// blob of its key.
+func (s *Server) rebind(b *ondemand.Blob) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range s.objects {
+		if o.cookie == b.Key().Cookie && baseDomain(domain(o.volume)) == b.Key().Volume && o.bound() != nil {
+			s.goDo(func() {
+				if err := s.bind(o, b); err != nil && !errors.Is(err, errClosed) {
+					s.Log.Error("looking at a cache file", "cookie", o.cookie, "error", err)
+				}
+			})
+		}
+	}
+}
+
+// Detach implements ondemand.Transport.
+func (s *Server) Detach(b *ondemand.Blob) error {
+	s.mu.Lock()
+	boot := s.bootstraps[b.Key()]
+	delete(s.bootstraps, b.Key())
+	s.mu.Unlock()
+	if boot == nil {
+		return nil
+	}
+	return errors.Join(boot.blob.Close(), boot.file.Close())
+}
+
+// Release implements ondemand.Transport. The kernel goes on to look for holes by
+// itself; there are none.
+func (s *Server) Release(b *ondemand.Blob) error {
+	if !b.Complete() {
+		return errors.New("release of " + b.Key().String() + ": it has holes")
+	}
+	return nil
+}
+
+// Domains. Mounts of one domain share their cache. A file system that was
+// mounted in a cache that has died, and that somebody still has open, keeps its
+// name in its domain: then the next domain takes it.
+const maxDomains = 10
+
+func nthDomain(base string, n int) string {
+	if n == 0 {
+		return base
+	}
+	return base + "." + strconv.Itoa(n)
+}
+
+func baseDomain(name string) string {
+	base, n, ok := strings.Cut(name, ".")
+	if _, err := strconv.Atoi(n); ok && err == nil {
+		return base
+	}
+	return name
+}
+
+// Mount implements ondemand.Transport.
+func (s *Server) Mount(b *ondemand.Blob, _, target string) error {
+	key := b.Key()
+	st := b.Store().(*store)
+	var err error
+	for n := range maxDomains {
+		err = erofs.MountFscache(erofs.Fscache{ID: bootstrapCookie(key.Cookie), Domain: nthDomain(key.Volume, n), Device: key.Cookie}, target)
+		if !errors.Is(err, unix.EEXIST) {
+			break
+		}
+	}
+	if err != nil {
+		return err
+	}
+	// The kernel opens the blob's object on its own time. Until then nothing
+	// can be filled ahead.
+	if err := st.waitBound(s.ctx, 30*time.Second); err != nil {
+		return errors.Join(fmt.Errorf("mount of %s: %w", key, err), erofs.Unmount(target))
+	}
+	return nil
+}
+
+// volumes are the directories of a domain in the cache.
+func (s *Server) volumes(key ondemand.Key) (dirs []string) {
+	for n := range maxDomains {
+		// fs/cachefiles/volume.c: "I" and the volume key
+		dir := filepath.Join(s.Dir, "cache", "I"+volumePrefix+","+nthDomain(key.Volume, n))
+		if _, err := os.Stat(dir); err == nil {
+			dirs = append(dirs, dir)
+		}
+	}
+	return dirs
+}
+
+// cacheFile is where the kernel keeps an object, or nothing.
+func (s *Server) cacheFile(key ondemand.Key) string {
+	for _, dir := range s.volumes(key) {
+		// One of 256 directories by a hash of the key; the file has a "D" and
+		// a printable key (fs/cachefiles/key.c).
+		if found, _ := filepath.Glob(filepath.Join(dir, "@*", "D"+key.Cookie)); len(found) > 0 {
+			return found[0]
+		}
+	}
+	return ""
+}
+
+// Remove implements ondemand.Transport. The kernel drops an object some time
+// after the mount.
+func (s *Server) Remove(key ondemand.Key) error {
+	var errs []error
+	for _, cookie := range []string{key.Cookie, bootstrapCookie(key.Cookie)} {
+		errs = append(errs, s.removeObject(ondemand.Key{Volume: key.Volume, Cookie: cookie}))
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Server) removeObject(key ondemand.Key) error {
+	for wait := time.Millisecond; ; wait *= 2 {
+		path := s.cacheFile(key)
+		if path == "" {
+			return nil
+		}
+		err := s.cullFile(path)
+		switch {
+		case err == nil, errors.Is(err, unix.ENOENT):
+			return nil
+		case !errors.Is(err, unix.EBUSY) || wait > time.Second:
+			return fmt.Errorf("free %s: %w", path, err)
+		}
+		select {
+		case <-time.After(wait):
+		case <-s.ctx.Done():
+			return s.ctx.Err()
+		}
+	}
+}

@@ -1,0 +1,217 @@
+package keeper
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// Set is several keepers that hold the same.
+type Set struct {
+	dir  string
+	args []string
+	log  *slog.Logger
+
+	mu      sync.Mutex
+	keepers []*Keeper // nil where one is missing
+	held    map[string]int
+	leaving bool
+	watch   sync.WaitGroup
+}
+
+// Open connects to the keepers of a directory and starts those of count that
+// are missing. Found is what the living ones hold, nil where there were none; it
+// is the caller's, and is held on under its labels. Args is the command line of
+// this binary that leads to Run.
+func Open(dir string, count int, log *slog.Logger, args ...string) (s *Set, found map[string]*os.File, err error) {
+	s = &Set{dir: dir, args: args, log: log, keepers: make([]*Keeper, count), held: map[string]int{}}
+	for i := range s.keepers {
+		k, err := Connect(s.socket(i))
+		if errors.Is(err, ErrNone) {
+			continue
+		}
+		var held map[string]*os.File
+		if err == nil {
+			held, err = k.Take()
+		}
+		if err != nil {
+			log.Warn("a keeper does not answer; it is replaced", "socket", s.socket(i), "error", err)
+			continue
+		}
+		s.keepers[i] = k
+		if found == nil {
+			found = map[string]*os.File{}
+		}
+		for label, f := range held {
+			if found[label] != nil {
+				f.Close() // the same, of another keeper
+				continue
+			}
+			found[label] = f
+		}
+	}
+	for label, f := range found {
+		if err := s.own(label, f); err != nil {
+			return nil, nil, err
+		}
+	}
+	for i, k := range s.keepers {
+		if k == nil {
+			if s.keepers[i], err = s.start(i); err != nil {
+				return nil, nil, err
+			}
+		} else if err := s.fill(k); err != nil {
+			return nil, nil, err
+		}
+		s.watch.Add(1)
+		go s.replace(i, s.keepers[i])
+	}
+	return s, found, nil
+}
+
+func (s *Set) socket(i int) string { return filepath.Join(s.dir, fmt.Sprintf("keeper%d.sock", i)) }
+
+// own keeps a duplicate for keepers to come.
+func (s *Set) own(label string, f *os.File) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var dupErr error
+	err = raw.Control(func(fd uintptr) {
+		s.held[label], dupErr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
+	})
+	return errors.Join(err, dupErr)
+}
+
+func (s *Set) start(i int) (*Keeper, error) {
+	k, err := Start(s.socket(i), s.args...)
+	if err != nil {
+		return nil, err
+	}
+	return k, s.fill(k)
+}
+
+func (s *Set) fill(k *Keeper) error {
+	for label, fd := range s.held {
+		if err := k.Keep(label, fd); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// replace starts another keeper for one that has died.
+func (s *Set) replace(i int, k *Keeper) {
+	defer s.watch.Done()
+	for {
+		<-k.Dead()
+		s.mu.Lock()
+		if s.leaving {
+			s.mu.Unlock()
+			return
+		}
+		s.log.Warn("a keeper has died; starting another", "socket", s.socket(i))
+		next, err := s.start(i)
+		s.keepers[i] = next
+		s.mu.Unlock()
+		if err != nil {
+			s.log.Error("a keeper is missing: one more death would let go of what it holds", "error", err)
+			return
+		}
+		k = next
+	}
+}
+
+// Keep holds a duplicate of a descriptor in every keeper.
+func (s *Set) Keep(label string, fd int) error {
+	if len(label) > maxLabel {
+		return errLabel
+	}
+	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("keep %s: %w", label, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if old, ok := s.held[label]; ok {
+		unix.Close(old)
+	}
+	s.held[label] = own
+	return s.each(func(k *Keeper) error { return k.Keep(label, fd) })
+}
+
+// Drop lets go of a label in every keeper.
+func (s *Set) Drop(label string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if own, ok := s.held[label]; ok {
+		unix.Close(own)
+		delete(s.held, label)
+	}
+	return s.each(func(k *Keeper) error { return k.Drop(label) })
+}
+
+// each calls f for every keeper. One that is dead is replaced with what is held
+// by then, so its death is no error.
+func (s *Set) each(f func(*Keeper) error) error {
+	var errs []error
+	for _, k := range s.keepers {
+		if k == nil {
+			continue
+		}
+		if err := f(k); err != nil && !errors.Is(err, errDead) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Alive is how many keepers there are.
+func (s *Set) Alive() (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, k := range s.keepers {
+		if k == nil {
+			continue
+		}
+		select {
+		case <-k.Dead():
+		default:
+			n++
+		}
+	}
+	return n
+}
+
+// Leave lets the keepers live on for the next daemon.
+func (s *Set) Leave() error { return s.part((*Keeper).Leave) }
+
+// End ends the keepers.
+func (s *Set) End() error {
+	err := s.part((*Keeper).End)
+	for i := range s.keepers {
+		if rmErr := os.Remove(s.socket(i)); rmErr != nil && !errors.Is(rmErr, os.ErrNotExist) {
+			err = errors.Join(err, rmErr)
+		}
+	}
+	return err
+}
+
+func (s *Set) part(how func(*Keeper) error) error {
+	s.mu.Lock()
+	s.leaving = true
+	err := s.each(how)
+	for label, fd := range s.held {
+		unix.Close(fd)
+		delete(s.held, label)
+	}
+	s.mu.Unlock()
+	s.watch.Wait()
+	return err
+}
