@@ -50,6 +50,8 @@ type Server struct {
 	cull   chan struct{} // the kernel asks for culling
 	work   sync.WaitGroup
 
+	seen func(message) // for tests: every request, in order
+
 	stopping  sync.Once
 	recovered chan struct{} // closed by Recover
 
@@ -80,18 +82,26 @@ func Serve(dev *os.File, o Options) (*Server, error) {
 }
 
 func serve(k kernel, o Options) *Server {
+	s := newServer(k, o)
+	s.start()
+	return s
+}
+
+func newServer(k kernel, o Options) *Server {
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &Server{
+	return &Server{
 		Options: o, kernel: k, ctx: ctx, cancel: cancel,
 		loop: make(chan struct{}), cull: make(chan struct{}, 1), recovered: make(chan struct{}),
 		objects: map[uint32]*object{}, reading: map[request]bool{}, bootstraps: map[ondemand.Key]*bootstrap{},
 	}
-	for _, kept := range o.Kept {
+}
+
+func (s *Server) start() {
+	for _, kept := range s.Kept {
 		s.adopt(kept)
 	}
 	go s.read()
 	s.goDo(s.cullWhenAsked)
-	return s
 }
 
 // adopt takes an object that the last daemon had open. Its blob may be attached
@@ -208,6 +218,9 @@ func (s *Server) take(b []byte) {
 	if err != nil {
 		s.Log.Error("decoding a cachefiles request", "error", err)
 		return
+	}
+	if s.seen != nil {
+		s.seen(m)
 	}
 	switch m.op {
 	case opOpen:
