@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -25,6 +24,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
 	"github.com/lacuna-snapshotter/lacuna/internal/version"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/keeper"
 	"github.com/lacuna-snapshotter/lacuna/snapshot"
 )
 
@@ -53,9 +53,17 @@ func run(ctx context.Context, c *config.Config) error {
 	if err != nil {
 		return err
 	}
-	transport, err := openTransport(c, engine, log)
+	keepers, found, err := keeper.Open(c.Root, keeperCount, log, "keeper", c.Root)
 	if err != nil {
 		return err
+	}
+	sockets, err := openSockets(c, keepers, found)
+	if err != nil {
+		return errors.Join(err, keepers.Leave())
+	}
+	transport, err := openTransport(c, engine, keepers, found, log)
+	if err != nil {
+		return errors.Join(err, sockets.Close())
 	}
 	layers, err := snapshot.OpenLayers(snapshot.LayersConfig{
 		Root: c.Root, Client: client, Store: store, Engine: engine,
@@ -72,13 +80,13 @@ func run(ctx context.Context, c *config.Config) error {
 	}
 	transport.Recover()
 	log.Info("ready to serve", "version", version.String(), "root", c.Root, "transport", transport.Name())
-	err = serve(ctx, c, log, snapshotter, &status{
+	err = serve(ctx, c, log, sockets, snapshotter, &status{
 		started: time.Now(), root: c.Root, transport: transport.Name(), layers: layers, engine: engine, client: client,
 	})
 	log.Info("stopping; mounts stay")
 	// Requests first: a fill needs its blob open until it is answered.
 	transport.Drain()
-	return errors.Join(err, transport.leave(layers), snapshotter.Close(), transport.Close())
+	return errors.Join(err, transport.leave(layers, sockets), snapshotter.Close(), transport.Close())
 }
 
 func newLogger(c *config.Config) *slog.Logger {
@@ -120,15 +128,7 @@ func registryOptions(c *config.Config) registry.Options {
 }
 
 // serve runs the gRPC service and the status service until ctx ends.
-func serve(ctx context.Context, c *config.Config, log *slog.Logger, s *snapshot.Snapshotter, st *status) error {
-	listener, err := listen(c.Address)
-	if err != nil {
-		return err
-	}
-	statusListener, err := listen(c.Status)
-	if err != nil {
-		return errors.Join(err, listener.Close())
-	}
+func serve(ctx context.Context, c *config.Config, log *slog.Logger, on *sockets, s *snapshot.Snapshotter, st *status) error {
 	server := grpc.NewServer()
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(s))
 	healthy := health.NewServer()
@@ -136,9 +136,9 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger, s *snapshot.
 	web := &http.Server{Handler: st.handler(), ReadHeaderTimeout: 10 * time.Second}
 
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return server.Serve(listener) })
+	g.Go(func() error { return server.Serve(on.grpc) })
 	g.Go(func() error {
-		if err := web.Serve(statusListener); !errors.Is(err, http.ErrServerClosed) {
+		if err := web.Serve(on.status); !errors.Is(err, http.ErrServerClosed) {
 			return err
 		}
 		return nil
@@ -165,22 +165,4 @@ func notify(log *slog.Logger, state string) {
 	if _, err := daemon.SdNotify(false, state); err != nil {
 		log.Warn("telling systemd", "state", state, "error", err)
 	}
-}
-
-// listen makes a socket that only root can use. One that a dead daemon left is
-// replaced: the lock on the root says that it is dead.
-func listen(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, err
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	old := unix.Umask(0o177)
-	defer unix.Umask(old)
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", path, err)
-	}
-	return l, nil
 }

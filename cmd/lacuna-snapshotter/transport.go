@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/lacuna-snapshotter/lacuna/config"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
@@ -15,8 +16,8 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/snapshot"
 )
 
-// keepers is how many processes besides this one hold the kernel's descriptors.
-const keepers = 2
+// keeperCount is how many processes besides this one hold the descriptors.
+const keeperCount = 2
 
 // Labels of what the keepers hold. Those of cachefiles' objects are the
 // transport's own.
@@ -49,11 +50,8 @@ var openers = []opener{
 
 // openTransport takes over what an earlier daemon left with its keepers or,
 // where there is nothing, picks by configuration.
-func openTransport(c *config.Config, engine *ondemand.Engine, log *slog.Logger) (*transport, error) {
-	set, found, err := keeper.Open(c.Root, keepers, log, "keeper", c.Root)
-	if err != nil {
-		return nil, err
-	}
+func openTransport(c *config.Config, engine *ondemand.Engine, set *keeper.Set, found map[string]*os.File, log *slog.Logger) (*transport, error) {
+	var err error
 	t := &transport{keepers: set, log: log}
 	for _, o := range openers {
 		if found[o.label] == nil {
@@ -127,7 +125,7 @@ func openCachefiles(c *config.Config, engine *ondemand.Engine, t *transport, fou
 	o := cachefiles.Options{Dir: dir, Engine: engine, Keeper: t.keepers, Log: t.log, Adopted: found != nil}
 	device := found[cachefilesDevice]
 	for label, f := range found {
-		if label != cachefilesDevice {
+		if !strings.HasPrefix(label, socketLabel) && label != cachefilesDevice {
 			o.Kept = append(o.Kept, cachefiles.Kept{Label: label, File: f})
 		}
 	}
@@ -153,7 +151,7 @@ func openCachefiles(c *config.Config, engine *ondemand.Engine, t *transport, fou
 // leave sees to it that readers wait for the next daemon, where any may come,
 // and else ends the keepers. Fanotify is needed for holes; cachefiles' mounts
 // read through the device for good.
-func (t *transport) leave(layers *snapshot.Layers) error {
+func (t *transport) leave(layers *snapshot.Layers, on *sockets) error {
 	list, _ := layers.Status()
 	for _, l := range list {
 		if l.State == "filling" || l.State == "complete" && t.Name() == "cachefiles" {
@@ -161,5 +159,5 @@ func (t *transport) leave(layers *snapshot.Layers) error {
 			return t.keepers.Leave()
 		}
 	}
-	return t.keepers.End()
+	return errors.Join(t.keepers.End(), on.remove())
 }

@@ -67,7 +67,7 @@ func run(ctx context.Context) (err error) {
 		return err
 	}
 	fmt.Printf("vm: prepared in %.0f s\n", time.Since(began).Seconds())
-	g, ctx := errgroup.WithContext(ctx)
+	var g errgroup.Group // one that fails does not end the other
 	for k := range strings.SplitSeq(*kernels, ",") {
 		g.Go(func() error {
 			if err := v.boot(ctx, k); err != nil {

@@ -393,13 +393,14 @@ func TestCulling(t *testing.T) {
 		}
 	}
 	t.Cleanup(func() {
-		for range 100 { // the kernel lets go of the cache a little later
-			if err := unix.Unmount(target, 0); err == nil {
+		var err error
+		for range 600 { // the kernel lets go of the cache a little later
+			if err = unix.Unmount(target, 0); err == nil {
 				return
 			}
 			time.Sleep(50 * time.Millisecond)
 		}
-		t.Error("the cache's file system is still in use")
+		t.Error("the cache's file system is still in use:", err)
 	})
 	n := newNode(t, filepath.Join(target, "cache"), Limits{BRun: 60, BCull: 50, BStop: 5, FRun: 7, FCull: 5, FStop: 1})
 	var layers []*mounted

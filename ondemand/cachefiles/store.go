@@ -151,16 +151,18 @@ func (s *store) Put(span int64, data []byte) error {
 // comment.
 func (s *store) Sync() error { return nil }
 
-// Allocated implements ondemand.Store.
+// Allocated implements ondemand.Store. A cache file has no name until the kernel
+// commits it, some time after its first mount; until then what is filled counts.
 func (s *store) Allocated() (int64, error) {
+	filled := s.Count() * s.spanSize
 	path := s.path()
 	if path == "" {
-		return 0, nil
+		return filled, nil
 	}
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
 		if errors.Is(err, unix.ENOENT) {
-			return 0, nil // culled, or not committed yet
+			return filled, nil
 		}
 		return 0, &os.PathError{Op: "stat", Path: path, Err: err}
 	}
