@@ -9,7 +9,7 @@ export CGO_ENABLED ?= 0
 PACKAGES := runc erofs-utils mmdebstrap attr tar gzip xz-utils ca-certificates
 FUZZ_TIME ?= 8s
 
-.PHONY: build tools packages demo test unit race kernel integration fuzz lint bench clean
+.PHONY: build tools packages demo test unit race kernel integration vm-test fuzz lint bench clean
 
 build:
 	$(GO) build -o bin/ ./cmd/...
@@ -34,7 +34,7 @@ demo: tools
 	@$(GO) run ./integration/demo
 
 # Everything; what needs cgo is only the race detector.
-test: tools unit race kernel fuzz integration
+test: tools unit race kernel fuzz integration vm-test
 
 KERNEL := ./erofs ./ondemand/fanotify ./snapshot
 OTHERS = $(shell $(GO) list ./... | grep -v -e /integration -e lacuna/erofs$$ -e ondemand/fanotify -e lacuna/snapshot$$)
@@ -53,10 +53,19 @@ kernel:
 integration:
 	$(GO) test -timeout 15m ./integration
 
+# The cachefiles transport on Debian's 6.1 and 6.12 kernels, in QEMU. Kernels and
+# root file system are made once, in .cache/vm. What only this needs is installed
+# here.
+VM_PACKAGES := qemu-system-x86 e2fsprogs kmod cpio gcc-12 make bc flex bison libelf-dev libssl-dev
+vm-test: tools
+	@$(MAKE) --no-print-directory packages PACKAGES="$(VM_PACKAGES)"
+	$(GO) vet -tags vm ./integration/vm/...
+	$(GO) run ./integration/vm
+
 # Each decoder's fuzz target for a short while.
 fuzz:
 	@for t in ./erofs:FuzzReadTar ./erofs:FuzzCheck ./fetcher/inflate:FuzzReader ./fetcher/inflate:FuzzExpand \
-		./fetcher/index:FuzzDecodeHead ./fetcher/index:FuzzMap ./fetcher/predict:FuzzImports ./ondemand/fanotify:FuzzDecode; do \
+		./fetcher/index:FuzzDecodeHead ./fetcher/index:FuzzMap ./fetcher/predict:FuzzImports ./ondemand/fanotify:FuzzDecode ./ondemand/cachefiles:FuzzDecode; do \
 		echo "fuzz $$t"; \
 		$(GO) test -run '^$$' -fuzz "^$${t#*:}$$" -fuzztime $(FUZZ_TIME) -fuzzminimizetime 20x "$${t%:*}" || exit 1; \
 	done

@@ -34,6 +34,8 @@ var allowed = map[string][]string{
 	"cmd/lacuna-snapshotter":        nil,
 	"integration":                   nil,
 	"integration/bench":             nil,
+	"integration/vm":                {"integration/harness"},
+	"integration/vm/init":           {},
 }
 
 func TestImportDirections(t *testing.T) {

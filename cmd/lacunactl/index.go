@@ -86,6 +86,7 @@ type indexer struct {
 	client *registry.Client
 	store  *index.Store
 	image  *index.Image
+	ref    string
 }
 
 func (x *indexSettings) open(ctx context.Context, ref string) (*indexer, error) {
@@ -118,7 +119,7 @@ func (x *indexSettings) open(ctx context.Context, ref string) (*indexer, error) 
 	if err != nil {
 		return nil, err
 	}
-	return &indexer{x, c, client, store, image}, nil
+	return &indexer{x, c, client, store, image, ref}, nil
 }
 
 func (e *indexer) create(cmd *cobra.Command) error {

@@ -46,7 +46,7 @@ func command() *cobra.Command {
 	}
 	root.PersistentFlags().StringVar(&s.configPath, "config", config.Path, "the daemon's configuration file")
 	root.PersistentFlags().BoolVar(&s.json, "json", false, "print JSON")
-	root.AddCommand(indexCommand(s), statusCommand(s), layersCommand(s), checkConfigCommand(s))
+	root.AddCommand(indexCommand(s), statusCommand(s), layersCommand(s), checkConfigCommand(s), serveCommand(s))
 	return root
 }
 

@@ -49,6 +49,11 @@ func (v *vm) payload(ctx context.Context) error {
 	if err := v.repository(ctx, dir); err != nil {
 		return err
 	}
+	// A file system of mkfs.erofs, and beside it the file that is in it.
+	const app = "integration/images/numpy/app"
+	if err := command(ctx, "sh", "-c", `mkdir "$2/erofs" && cp "$1/main.py" "$2/app.py" && mkfs.erofs --quiet "$2/erofs/app.erofs" "$1"`, "sh", app, dir); err != nil {
+		return err
+	}
 	return command(ctx, "mke2fs", "-q", "-t", "ext4", "-d", dir, filepath.Join(v.work, "payload.ext4"), "1G")
 }
 

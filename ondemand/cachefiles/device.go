@@ -262,7 +262,8 @@ func (d *device) culling() (asked bool) {
 func (d *device) commandIn(dir, s string) error {
 	done := make(chan error, 1)
 	go func() {
-		// Never unlocked: the thread ends with the goroutine.
+		// Never unlocked: the thread ends with the goroutine. The process's
+		// first thread would stay, so it leaves the directory anyway.
 		runtime.LockOSThread()
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
 			done <- fmt.Errorf("unshare: %w", err)
@@ -272,7 +273,8 @@ func (d *device) commandIn(dir, s string) error {
 			done <- &os.PathError{Op: "chdir", Path: dir, Err: err}
 			return
 		}
-		done <- d.command(s)
+		err := d.command(s)
+		done <- errors.Join(err, unix.Chdir("/"))
 	}()
 	return <-done
 }

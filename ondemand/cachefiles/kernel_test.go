@@ -327,7 +327,7 @@ func TestFilledAheadIsNotAskedFor(t *testing.T) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, r := range n.reads[before:] {
-		if r.off+r.n > bootstrapSpan { // the bootstrap's may come yet
+		if r.off+r.n > FileSpan { // the bootstrap's may come yet
 			t.Errorf("%s", r)
 		}
 	}

@@ -1,10 +1,8 @@
 package cachefiles
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -17,39 +15,20 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 )
 
-// bootstrapSpan is how much of a bootstrap is filled together. The kernel asks
-// for metadata page by page.
-const bootstrapSpan = 1 << 20
-
 // bootstrapCookie names the bootstrap of the file system that a blob belongs
 // to.
 func bootstrapCookie(blob string) string { return blob + ".boot" }
+
+// MountOf is how the file system of an attached blob is mounted.
+func MountOf(key ondemand.Key) erofs.Fscache {
+	return erofs.Fscache{ID: bootstrapCookie(key.Cookie), Domain: key.Volume, Device: key.Cookie}
+}
 
 // bootstrap is the metadata of an attached blob's file system. It is filled on
 // demand too, from a file.
 type bootstrap struct {
 	file *os.File
-	size int64
 	blob *ondemand.Blob
-}
-
-// Grow implements ondemand.Source.
-func (b *bootstrap) Grow(first, last int64, _ bool) (int64, int64) { return first, last }
-
-// Fetch implements ondemand.Source.
-func (b *bootstrap) Fetch(_ context.Context, first, last int64, put func(int64, []byte) error) error {
-	data := make([]byte, bootstrapSpan)
-	for span := first; span < last; span++ {
-		off := span * bootstrapSpan
-		n := min(bootstrapSpan, b.size-off)
-		if _, err := b.file.ReadAt(data[:n], off); err != nil && !errors.Is(err, io.EOF) {
-			return err
-		}
-		if err := put(span, data[:n]); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // Store implements ondemand.Transport.
@@ -72,13 +51,12 @@ func (s *Server) Attach(b *ondemand.Blob, path string) (err error) {
 	if err != nil {
 		return err
 	}
-	boot.size = info.Size()
 	key := ondemand.Key{Volume: b.Key().Volume, Cookie: bootstrapCookie(b.Key().Cookie)}
-	st, err := s.Store(key, boot.size, bootstrapSpan)
+	st, err := s.Store(key, info.Size(), FileSpan)
 	if err != nil {
 		return err
 	}
-	boot.blob, err = s.Engine.Open(ondemand.BlobConfig{Key: key, Size: boot.size, SpanSize: bootstrapSpan, Source: boot, Store: st})
+	boot.blob, err = s.Engine.Open(ondemand.BlobConfig{Key: key, Size: info.Size(), SpanSize: FileSpan, Source: NewFile(boot.file, info.Size()), Store: st})
 	if err != nil {
 		return err
 	}
@@ -153,7 +131,9 @@ func (s *Server) Mount(b *ondemand.Blob, _, target string) error {
 	st := b.Store().(*store)
 	var err error
 	for n := range maxDomains {
-		err = erofs.MountFscache(erofs.Fscache{ID: bootstrapCookie(key.Cookie), Domain: nthDomain(key.Volume, n), Device: key.Cookie}, target)
+		f := MountOf(key)
+		f.Domain = nthDomain(f.Domain, n)
+		err = erofs.MountFscache(f, target)
 		if !errors.Is(err, unix.EEXIST) {
 			break
 		}

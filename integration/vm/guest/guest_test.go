@@ -6,8 +6,11 @@ package guest
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -58,7 +61,9 @@ func TestEndToEnd(t *testing.T) {
 	if err := d.Stop(); err != nil {
 		t.Error(err)
 	}
-	if d, err = e.StartDaemon("transport = \"cachefiles\"\nsettle.enabled = false"); err != nil {
+	// From here on layers are filled ahead as well: one miss at a time would
+	// take an emulated machine minutes.
+	if d, err = e.StartDaemon("transport = \"cachefiles\"\nsettle.quiet = \"0s\""); err != nil {
 		t.Fatal(err)
 	}
 	want := expected(t)
@@ -87,6 +92,84 @@ func TestEndToEnd(t *testing.T) {
 	fmt.Printf("tree: %d files of %d have the right bytes\n", same, len(want))
 	if same == 0 || same != len(want) {
 		t.Error("tree differs")
+	}
+}
+
+// TestStandalone serves an image's layers, then a directory of EROFS images,
+// without containerd, and mounts what it is told to.
+func TestStandalone(t *testing.T) {
+	e, err := harness.New("/payload/bin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := os.Symlink("/payload/registry", e.Path("registry")); err != nil {
+		t.Fatal(err)
+	}
+	addr, err := e.StartRegistry()
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, err := os.ReadFile("/payload/app.py")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := expected(t)
+	serve(t, []string{"--dir", e.Path("one"), "--image", addr + "/test/numpy:latest", "--plain-http"}, 3, func(target string, n int) {
+		path := []string{"usr/bin/dash", "usr/bin/python3.11", "app/main.py"}[n]
+		out, err := exec.Command("sha256sum", filepath.Join(target, path)).Output()
+		if err != nil || !strings.HasPrefix(string(out), want[path]) {
+			t.Errorf("%s: %s, want %s: %v", path, out, want[path], err)
+		}
+	})
+	serve(t, []string{"--dir", e.Path("two"), "--files", "/payload/erofs"}, 1, func(target string, _ int) {
+		got, err := exec.Command("cat", filepath.Join(target, "main.py")).Output()
+		if err != nil || !bytes.Equal(got, image) {
+			t.Errorf("%d bytes of %d: %v", len(got), len(image), err)
+		}
+	})
+}
+
+// serve runs serve-cachefiles, follows each mount command that it prints, and
+// ends it.
+func serve(t *testing.T, args []string, mounts int, use func(target string, n int)) {
+	t.Helper()
+	cmd := exec.Command("lacunactl", append([]string{"serve-cachefiles"}, args...)...)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	s := bufio.NewScanner(out)
+	if !s.Scan() || s.Text() != "serving; mount with" {
+		t.Fatalf("%q: %v", s.Text(), cmd.Wait())
+	}
+	for n := range mounts {
+		if !s.Scan() {
+			t.Fatal("a mount command is missing")
+		}
+		target := t.TempDir()
+		command := strings.Replace(strings.TrimSpace(s.Text()), "/mnt", target, 1)
+		if out, err := exec.Command("sh", "-c", command).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", command, err, out)
+		}
+		use(target, n)
+		if err := exec.Command("umount", target).Run(); err != nil {
+			t.Error("umount:", err)
+		}
+	}
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Error(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error("serve-cachefiles:", err)
 	}
 }
 
