@@ -56,7 +56,7 @@ integration:
 # The cachefiles transport on Debian's 6.1 and 6.12 kernels, in QEMU. Kernels and
 # root file system are made once, in .cache/vm. What only this needs is installed
 # here.
-VM_PACKAGES := qemu-system-x86 e2fsprogs kmod cpio gcc-12 make bc flex bison libelf-dev libssl-dev
+VM_PACKAGES := qemu-system-x86 e2fsprogs kmod cpio gcc-12 make
 vm-test: tools
 	@$(MAKE) --no-print-directory packages PACKAGES="$(VM_PACKAGES)"
 	$(GO) vet -tags vm ./integration/vm/...

@@ -31,6 +31,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/fanotify"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
 )
 
 // node is a snapshotter with all its parts, over one directory.
@@ -51,11 +52,11 @@ func start(ctx context.Context, root string, group *os.File, log *slog.Logger) (
 			return nil, err
 		}
 	}
-	journal, err := fanotify.NewJournal()
+	j, err := journal.New(fanotify.Journal)
 	if err != nil {
 		return nil, err
 	}
-	if n.server, err = fanotify.Serve(group, journal, log); err != nil {
+	if n.server, err = fanotify.Serve(group, j, log); err != nil {
 		return nil, err
 	}
 	client, err := registry.New(registry.Options{PlainHTTP: true, Retry: registry.Retry{Attempts: 2, Base: time.Millisecond}})

@@ -12,6 +12,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/cachefiles"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/fanotify"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/keeper"
 	"github.com/lacuna-snapshotter/lacuna/snapshot"
 )
@@ -91,20 +92,20 @@ func openFanotify(c *config.Config, _ *ondemand.Engine, t *transport, found map[
 		if group, err = fanotify.NewGroup(); err != nil {
 			return nil, err
 		}
-		journal, err := fanotify.NewJournal()
+		j, err := journal.New(fanotify.Journal)
 		if err != nil {
 			return nil, err
 		}
-		memory = journal.File()
+		memory = j.File()
 		if err := errors.Join(t.keep(fanotifyGroup, group), t.keep(fanotifyJournal, memory)); err != nil {
 			return nil, err
 		}
 	}
-	journal, err := fanotify.OpenJournal(memory)
+	j, err := journal.Open(memory, fanotify.Journal)
 	if err != nil {
 		return nil, err
 	}
-	return fanotify.Serve(group, journal, t.log)
+	return fanotify.Serve(group, j, t.log)
 }
 
 // keep hands a duplicate to the keepers.

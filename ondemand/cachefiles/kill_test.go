@@ -210,7 +210,10 @@ func endVictims(t *testing.T, dir string) {
 			}
 		}
 	}
-	set, _, err := keeper.Open(dir, 2, slog.New(slog.DiscardHandler), "keeper", dir)
+	set, found, err := keeper.Open(dir, 2, slog.New(slog.DiscardHandler), "keeper", dir)
+	for _, f := range found {
+		f.Close()
+	}
 	if err == nil {
 		err = set.End()
 	}

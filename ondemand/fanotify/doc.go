@@ -11,8 +11,8 @@
 //
 //	codec.go   the event format, pure
 //	group.go   the system calls
-//	journal.go what was read and not yet answered, in memory that outlives us
 //	server.go  one loop that reads events, one goroutine for each
+//	left.go    what a dead daemon has left in the journal (package journal)
 //
 // # Pitfalls, and where they are met
 //

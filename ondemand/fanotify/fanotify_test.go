@@ -12,6 +12,7 @@ import (
 
 	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/transporttest"
 )
 
@@ -27,11 +28,11 @@ func TestConformance(t *testing.T) {
 				t.Fatal(err)
 			}
 			hold(t, group)
-			journal, err := NewJournal()
+			j, err := journal.New(Journal)
 			if err != nil {
 				t.Fatal(err)
 			}
-			s, err := Serve(group, journal, slog.New(slog.NewTextHandler(testWriter{t}, nil)))
+			s, err := Serve(group, j, slog.New(slog.NewTextHandler(testWriter{t}, nil)))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -111,40 +112,42 @@ func TestDecode(t *testing.T) {
 	}
 }
 
-func TestJournal(t *testing.T) {
-	j, err := NewJournal()
+func TestLeftovers(t *testing.T) {
+	j, err := journal.New(Journal)
 	if err != nil {
 		t.Fatal(err)
 	}
 	one := event{fd: 20, off: 4096, count: 8192}
 	two := event{fd: 21, off: 1 << 40, count: 1}
-	slot := j.put(one, inode{1, 2})
-	j.put(two, inode{3, 4})
+	slot := j.Put(encodeSlot(one, inode{1, 2}))
+	j.Put(encodeSlot(two, inode{3, 4}))
 	three := event{mask: unix.FAN_PRE_ACCESS, fd: 22, off: 5, count: 6}
-	j.received(copy(j.inbox(), append(encode(one, true), encode(three, true)...)))
-	again, err := OpenJournal(j.File())
-	if err != nil {
-		t.Fatal(err)
+	n := copy(j.Inbox(), append(encode(one, true), encode(three, true)...))
+	j.Received(n)
+	byFD := func() map[int32]left {
+		list, err := leftovers(j)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := map[int32]left{}
+		for _, l := range list {
+			found[l.fd] = l
+		}
+		return found
 	}
-	list, err := again.leftovers()
-	if err != nil || len(list) != 3 || list[0].fd != 20 || list[0].file != (inode{1, 2}) || list[2].fd != 22 || list[2].slot != -1 || list[2].count != 6 {
-		t.Fatalf("%+v %v", list, err)
+	found := byFD()
+	if len(found) != 3 || found[20].file != (inode{1, 2}) || found[21].off != 1<<40 || found[22].slot != -1 || found[22].count != 6 {
+		t.Fatalf("%+v", found)
 	}
 	// Killed between the read and the note of its length.
-	j.received(0)
-	if list, err = again.leftovers(); err != nil || len(list) != 3 {
-		t.Fatalf("%+v %v", list, err)
+	j.Received(0)
+	if found = byFD(); len(found) != 3 {
+		t.Fatalf("%+v", found)
 	}
-	j.clear(slot)
-	clear(j.inbox())
-	if list, err = again.leftovers(); err != nil || len(list) != 1 {
-		t.Fatalf("%+v %v", list, err)
-	}
-	for range slotCount {
-		j.put(one, inode{})
-	}
-	if j.put(one, inode{}) != -1 {
-		t.Error("a full journal took an event")
+	j.Clear(slot)
+	j.Emptied(n)
+	if found = byFD(); len(found) != 1 {
+		t.Fatalf("%+v", found)
 	}
 }
 

@@ -13,12 +13,13 @@ import (
 
 	"github.com/lacuna-snapshotter/lacuna/erofs"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
 )
 
 // Server is the transport.
 type Server struct {
 	group   *os.File
-	journal *Journal
+	journal *journal.Journal
 	log     *slog.Logger
 	self    int32
 
@@ -48,14 +49,14 @@ func identity(st *unix.Stat_t) inode { return inode{st.Dev, st.Ino} }
 // journal, until Close. Once all blobs of live mounts are attached, Recover must
 // be called: until then requests for files that are not attached wait. It
 // answers what a dead daemon has left, too.
-func Serve(group *os.File, journal *Journal, log *slog.Logger) (*Server, error) {
+func Serve(group *os.File, j *journal.Journal, log *slog.Logger) (*Server, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Server{
-		group: group, journal: journal, log: log, self: int32(os.Getpid()),
+		group: group, journal: j, log: log, self: int32(os.Getpid()),
 		ctx: ctx, cancel: cancel, loop: make(chan struct{}), recovered: make(chan struct{}), blobs: map[inode]*ondemand.Blob{},
 	}
 	var err error
-	if s.left, err = journal.leftovers(); err != nil {
+	if s.left, err = leftovers(j); err != nil {
 		log.Error("reading the journal of the last daemon", "error", err)
 	}
 	if err := s.reserve(); err != nil {
@@ -99,7 +100,7 @@ func (s *Server) Recover() {
 			if _, err := s.group.Write(answer(l.fd, errno)); err != nil && !errors.Is(err, unix.ENOENT) {
 				s.log.Error("answering an event of the last daemon", "error", err)
 			}
-			s.journal.clear(l.slot)
+			s.journal.Clear(l.slot)
 		}()
 	}
 	wg.Wait()
@@ -226,23 +227,22 @@ func (s *Server) Drain() {
 func (s *Server) read() {
 	defer close(s.loop)
 	for {
-		n, err := s.group.Read(s.journal.inbox())
+		n, err := s.group.Read(s.journal.Inbox())
 		if err != nil {
 			if !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, os.ErrClosed) {
 				s.log.Error("reading fanotify events", "error", err)
 			}
 			return
 		}
-		s.journal.received(n)
-		events, err := decode(s.journal.inbox()[:n])
+		s.journal.Received(n)
+		events, err := decode(s.journal.Inbox()[:n])
 		if err != nil {
 			s.log.Error("decoding fanotify events", "error", err)
 		}
 		for _, e := range events {
 			s.take(e)
 		}
-		clear(s.journal.inbox()[:n])
-		s.journal.received(0)
+		s.journal.Emptied(n)
 	}
 }
 
@@ -261,7 +261,7 @@ func (s *Server) take(e event) {
 			return
 		}
 		id := identity(&st)
-		slot := s.journal.put(e, id)
+		slot := s.journal.Put(encodeSlot(e, id))
 		s.taking.Lock()
 		defer s.taking.Unlock()
 		if s.draining {
@@ -271,7 +271,7 @@ func (s *Server) take(e event) {
 		go func() {
 			defer s.work.Done()
 			s.answer(e, s.fill(e, id))
-			s.journal.clear(slot)
+			s.journal.Clear(slot)
 		}()
 	}
 }

@@ -1,0 +1,66 @@
+package fanotify
+
+import (
+	"encoding/binary"
+
+	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
+)
+
+// Journal is the shape of the journal that a keeper holds beside the group. The
+// kernel matches answers by the number of the event's descriptor alone
+// (fanotify_user.c, process_access_response), so a successor can give them.
+var Journal = journal.Shape{
+	Inbox: 64 << 10,
+	Slot:  slotSize,
+	Slots: 8192, // far more than readers that wait at once
+}
+
+// A slot is the event's descriptor and, with 8 bytes each, its file's device and
+// inode, its offset and its count.
+const slotSize = 4 + 4*8
+
+func encodeSlot(e event, id inode) []byte {
+	ne := binary.NativeEndian
+	b := ne.AppendUint32(make([]byte, 0, slotSize), uint32(e.fd))
+	for _, v := range []uint64{id.dev, id.ino, uint64(e.off), uint64(e.count)} {
+		b = ne.AppendUint64(b, v)
+	}
+	return b
+}
+
+// left is an event of a dead daemon.
+type left struct {
+	event
+	file inode // zero where the daemon died before it knew
+	slot int   // -1 where it is in the inbox only
+}
+
+// leftovers lists what a dead daemon has not answered, and perhaps some that it
+// has: a second answer does no harm.
+func leftovers(j *journal.Journal) (list []left, err error) {
+	seen := map[int32]bool{}
+	ne := binary.NativeEndian
+	found := j.Left()
+	for i, b := range found.Slots {
+		if len(b) != slotSize {
+			continue
+		}
+		l := left{slot: i, file: inode{ne.Uint64(b[4:]), ne.Uint64(b[12:])}}
+		l.fd, l.off, l.count = int32(ne.Uint32(b)), int64(ne.Uint64(b[20:])), int64(ne.Uint64(b[28:]))
+		seen[l.fd] = true
+		list = append(list, l)
+	}
+	// Where the length is not noted, events of earlier reads may stand in the
+	// inbox too. They have been answered; taking them costs a refused answer.
+	events, err := decode(found.Inbox)
+	if !found.Noted {
+		err = nil
+	}
+	for _, e := range events {
+		if e.fd >= 0 && !seen[e.fd] {
+			seen[e.fd] = true
+			list = append(list, left{event: e, slot: -1})
+		}
+	}
+	return list, err
+}
