@@ -174,7 +174,7 @@ func (c *Config) Check() error {
 	}
 	oneOf("log_level", c.LogLevel, "debug", "info", "warn", "error")
 	oneOf("log_format", c.LogFormat, "text", "json")
-	oneOf("transport", c.Transport, "auto", "fanotify", "cachefiles")
+	oneOf("transport", c.Transport, "auto", "fanotify", "cachefiles", "fuse")
 	between := func(key string, v, from, to int64) {
 		if v < from || v > to {
 			bad(key, "%d is not between %d and %d", v, from, to)

@@ -24,6 +24,9 @@ type Transport interface {
 	Attach(b *Blob, bootstrap string) error
 	// Mount mounts an attached blob's file system at target.
 	Mount(b *Blob, bootstrap, target string) error
+	// Serves reports whether a mount of the blob needs the transport's answers:
+	// one that nobody has served for a while may have failed its readers.
+	Serves(b *Blob) bool
 	// Release says that the blob is complete. Where the transport can, it makes
 	// reads the kernel's own.
 	Release(b *Blob) error

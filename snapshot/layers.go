@@ -178,7 +178,7 @@ func (l *Layers) open(layer *Layer) (err error) {
 			err = errors.Join(err, layer.blob.Close())
 		}
 	}()
-	if !layer.blob.Complete() && !l.Adopted && layer.mounted() {
+	if !l.Adopted && l.Transport.Serves(layer.blob) && layer.mounted() {
 		// Nobody has answered its readers since the last daemon: whatever
 		// they got is in the mount's page cache.
 		l.Log.Warn("replacing a mount that was not served; its containers may have read holes as zeros: restart them",
@@ -334,6 +334,18 @@ func (l *Layers) remove(layer *Layer) error {
 		errs = append(errs, l.Store.Remove(layer.state.Layer))
 	}
 	return errors.Join(append(errs, os.RemoveAll(layer.dir))...)
+}
+
+// Served reports whether any layer's mount needs the transport's answers.
+func (l *Layers) Served() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, layer := range l.layers {
+		if layer.blob != nil && l.Transport.Serves(layer.blob) {
+			return true
+		}
+	}
+	return false
 }
 
 // Close ends background work and closes the blobs. Mounts stay; the transport

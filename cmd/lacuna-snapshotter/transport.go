@@ -12,6 +12,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/cachefiles"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/fanotify"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/fusefile"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/keeper"
 	"github.com/lacuna-snapshotter/lacuna/snapshot"
@@ -26,6 +27,8 @@ const (
 	fanotifyGroup    = "fanotify group"
 	fanotifyJournal  = "fanotify journal"
 	cachefilesDevice = "cachefiles device"
+	fuseDevice       = "fuse device"
+	fuseJournal      = "fuse journal"
 )
 
 // transport is the chosen transport with the keepers of its descriptors.
@@ -47,6 +50,7 @@ type opener struct {
 var openers = []opener{
 	{"fanotify", fanotifyGroup, openFanotify},
 	{"cachefiles", cachefilesDevice, openCachefiles},
+	{"fuse", fuseDevice, openFuse},
 }
 
 // openTransport takes over what an earlier daemon left with its keepers or,
@@ -97,7 +101,7 @@ func openFanotify(c *config.Config, _ *ondemand.Engine, t *transport, found map[
 			return nil, err
 		}
 		memory = j.File()
-		if err := errors.Join(t.keep(fanotifyGroup, group), t.keep(fanotifyJournal, memory)); err != nil {
+		if err := errors.Join(t.keep(fanotifyJournal, memory), t.keep(fanotifyGroup, group)); err != nil {
 			return nil, err
 		}
 	}
@@ -149,16 +153,37 @@ func openCachefiles(c *config.Config, engine *ondemand.Engine, t *transport, fou
 	return cachefiles.Serve(device, o)
 }
 
-// leave sees to it that readers wait for the next daemon, where any may come,
-// and else ends the keepers. Fanotify is needed for holes; cachefiles' mounts
-// read through the device for good.
-func (t *transport) leave(layers *snapshot.Layers, on *sockets) error {
-	list, _ := layers.Status()
-	for _, l := range list {
-		if l.State == "filling" || l.State == "complete" && t.Name() == "cachefiles" {
-			t.log.Info("layers need their transport; the keepers stay, and readers wait for the next start")
-			return t.keepers.Leave()
+func openFuse(c *config.Config, _ *ondemand.Engine, t *transport, found map[string]*os.File) (ondemand.Transport, error) {
+	dir := filepath.Join(c.Root, "fuse")
+	device, memory := found[fuseDevice], found[fuseJournal]
+	if device == nil || memory == nil {
+		var err error
+		if device, err = fusefile.Open(dir); err != nil {
+			return nil, err
 		}
+		j, err := journal.New(fusefile.Journal)
+		if err != nil {
+			return nil, err
+		}
+		memory = j.File()
+		// The journal first: a device without one cannot be taken over.
+		if err := errors.Join(t.keep(fuseJournal, memory), t.keep(fuseDevice, device)); err != nil {
+			return nil, err
+		}
+	}
+	j, err := journal.Open(memory, fusefile.Journal)
+	if err != nil {
+		return nil, err
+	}
+	return fusefile.Serve(dir, device, j, t.log)
+}
+
+// leave sees to it that readers wait for the next daemon, where any may come,
+// and else ends the keepers.
+func (t *transport) leave(layers *snapshot.Layers, on *sockets) error {
+	if layers.Served() {
+		t.log.Info("layers need their transport; the keepers stay, and readers wait for the next start")
+		return t.keepers.Leave()
 	}
 	return errors.Join(t.keepers.End(), on.remove())
 }

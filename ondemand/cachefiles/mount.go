@@ -84,6 +84,9 @@ func (s *Server) rebind(b *ondemand.Blob) {
 	}
 }
 
+// Serves implements ondemand.Transport: reads go through the cache for good.
+func (s *Server) Serves(*ondemand.Blob) bool { return true }
+
 // Detach implements ondemand.Transport.
 func (s *Server) Detach(b *ondemand.Blob) error {
 	s.mu.Lock()

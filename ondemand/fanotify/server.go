@@ -142,6 +142,9 @@ func (s *Server) Name() string { return "fanotify" }
 // Store implements ondemand.Transport: blobs are files.
 func (s *Server) Store(ondemand.Key, int64, int64) (ondemand.Store, error) { return nil, nil }
 
+// Serves implements ondemand.Transport: complete blobs are the kernel's own.
+func (s *Server) Serves(b *ondemand.Blob) bool { return !b.Complete() }
+
 // Mount implements ondemand.Transport.
 func (s *Server) Mount(b *ondemand.Blob, bootstrap, target string) error {
 	return erofs.Mount(bootstrap, b.Path(), target)

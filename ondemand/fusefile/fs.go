@@ -1,0 +1,185 @@
+package fusefile
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/lacuna-snapshotter/lacuna/ondemand"
+)
+
+const (
+	rootID = 1 // FUSE_ROOT_ID
+
+	// forever, in seconds, is how long the kernel may keep names and attributes:
+	// blobs do not change.
+	forever = 1 << 30
+)
+
+// node is a blob's file.
+type node struct {
+	name string
+	blob *ondemand.Blob
+	file *os.File // the cache file
+}
+
+// blobFS is the file system: one directory.
+type blobFS struct {
+	fuse.RawFileSystem // whatever else is asked for: ENOSYS
+	log                *slog.Logger
+	ctx                context.Context // of all fills; ends with the server's Close
+	recovered          chan struct{}   // until it is closed, unknown nodes may come yet
+
+	mu    sync.RWMutex
+	nodes map[uint64]*node
+}
+
+func newFS(ctx context.Context, log *slog.Logger) *blobFS {
+	return &blobFS{
+		RawFileSystem: fuse.NewDefaultRawFileSystem(), log: log, ctx: ctx,
+		recovered: make(chan struct{}), nodes: map[uint64]*node{},
+	}
+}
+
+// nodeID is a name's number, the same in every daemon.
+func nodeID(name string) uint64 {
+	sum := sha256.Sum256([]byte(name))
+	return binary.LittleEndian.Uint64(sum[:])>>1 | 1<<62 // never the root's, never zero
+}
+
+// add makes a blob's file appear.
+func (f *blobFS) add(name string, b *ondemand.Blob) error {
+	file, err := os.Open(b.Path())
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	id := nodeID(name)
+	if old := f.nodes[id]; old != nil {
+		if old.name != name {
+			return errors.Join(fmt.Errorf("blobs %s and %s have the same number", old.name, name), file.Close())
+		}
+		old.file.Close()
+	}
+	f.nodes[id] = &node{name, b, file}
+	return nil
+}
+
+// remove makes it disappear.
+func (f *blobFS) remove(name string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := f.nodes[nodeID(name)]
+	if n == nil {
+		return nil
+	}
+	delete(f.nodes, nodeID(name))
+	return n.file.Close()
+}
+
+func (f *blobFS) count() int {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return len(f.nodes)
+}
+
+// find returns a node, nil where there is none.
+func (f *blobFS) find(id uint64) *node {
+	get := func() *node {
+		f.mu.RLock()
+		defer f.mu.RUnlock()
+		return f.nodes[id]
+	}
+	if n := get(); n != nil {
+		return n
+	}
+	select {
+	case <-f.recovered:
+	case <-f.ctx.Done():
+	}
+	return get()
+}
+
+func (n *node) attr(out *fuse.Attr) {
+	*out = fuse.Attr{
+		Ino: nodeID(n.name), Size: uint64(n.blob.Size()), Blocks: uint64(n.blob.Size()+511) / 512,
+		Mode: syscall.S_IFREG | 0o400, Nlink: 1, Blksize: 4096,
+	}
+}
+
+// Lookup implements fuse.RawFileSystem.
+func (f *blobFS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	n := f.find(nodeID(name))
+	if h.NodeId != rootID || n == nil || n.name != name {
+		return fuse.ENOENT
+	}
+	out.NodeId, out.EntryValid, out.AttrValid = nodeID(name), forever, forever
+	n.attr(&out.Attr)
+	return fuse.OK
+}
+
+// GetAttr implements fuse.RawFileSystem.
+func (f *blobFS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	out.AttrValid = forever
+	if in.NodeId == rootID {
+		out.Attr = fuse.Attr{Ino: rootID, Mode: syscall.S_IFDIR | 0o500, Nlink: 2}
+		return fuse.OK
+	}
+	n := f.find(in.NodeId)
+	if n == nil {
+		return fuse.Status(syscall.ESTALE)
+	}
+	n.attr(&out.Attr)
+	return fuse.OK
+}
+
+// Open implements fuse.RawFileSystem: files need none.
+func (f *blobFS) Open(<-chan struct{}, *fuse.OpenIn, *fuse.OpenOut) fuse.Status { return fuse.ENOSYS }
+
+// OpenDir implements fuse.RawFileSystem: nor does the directory, which cannot be
+// listed.
+func (f *blobFS) OpenDir(<-chan struct{}, *fuse.OpenIn, *fuse.OpenOut) fuse.Status {
+	return fuse.ENOSYS
+}
+
+// Read implements fuse.RawFileSystem.
+func (f *blobFS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	n := f.find(in.NodeId)
+	if n == nil {
+		f.log.Error("read of a file that is not attached", "node", in.NodeId)
+		return nil, fuse.EIO
+	}
+	off, size := int64(in.Offset), min(int64(in.Size), int64(len(buf)))
+	if off < 0 || off >= n.blob.Size() {
+		return fuse.ReadResultData(nil), fuse.OK
+	}
+	size = min(size, n.blob.Size()-off)
+	ctx, stop := context.WithCancel(f.ctx)
+	defer stop()
+	go func() {
+		select {
+		case <-cancel: // the reader was interrupted
+			stop()
+		case <-ctx.Done():
+		}
+	}()
+	if err := n.blob.Fill(ctx, off, size); err != nil {
+		f.log.Error("read fails with EIO", "error", err)
+		return nil, fuse.EIO
+	}
+	if _, err := n.file.ReadAt(buf[:size], off); err != nil && !errors.Is(err, io.EOF) {
+		f.log.Error("read fails with EIO", "error", err)
+		return nil, fuse.EIO
+	}
+	return fuse.ReadResultData(buf[:size]), fuse.OK
+}

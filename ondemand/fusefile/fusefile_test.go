@@ -1,0 +1,64 @@
+package fusefile
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
+	"github.com/lacuna-snapshotter/lacuna/ondemand"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/transporttest"
+)
+
+type testWriter struct{ t *testing.T }
+
+func (w testWriter) Write(p []byte) (int, error) {
+	w.t.Log(strings.TrimSpace(string(p)))
+	return len(p), nil
+}
+
+func open(t *testing.T, dir string) *Server {
+	t.Helper()
+	dev, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	j, err := journal.New(Journal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := Serve(dir, dev, j, slog.New(slog.NewTextHandler(testWriter{t}, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestConformance(t *testing.T) {
+	hostcheck.Root(t)
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		hostcheck.Missing(t, "FUSE")
+	}
+	for name, loop := range map[string]bool{"file": false, "loop": true} {
+		t.Run(name, func(t *testing.T) {
+			transporttest.Run(t, transporttest.Kind{
+				New: func(t *testing.T, dir string, _ *ondemand.Engine) ondemand.Transport {
+					mount := filepath.Join(dir, "fuse")
+					s := open(t, mount)
+					s.loop = loop
+					s.Recover()
+					t.Cleanup(func() { unmount(mount) })
+					return s
+				},
+			})
+		})
+	}
+}
+
+// unmount takes down a session whose blobs a test has left attached.
+func unmount(dir string) { _ = unix.Unmount(dir, unix.MNT_DETACH) }

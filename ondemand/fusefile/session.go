@@ -1,0 +1,253 @@
+package fusefile
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log"
+	"log/slog"
+	"os"
+	"sync"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
+)
+
+const (
+	// maxRead is the most bytes in one READ.
+	maxRead = 256 << 10
+	// replySize is room for its answer with headers.
+	replySize = maxRead + 4096
+
+	inHeader = 40 // struct fuse_in_header: len, opcode, unique, ...
+
+	opForget      = 2 // enum fuse_opcode
+	opInit        = 26
+	opInterrupt   = 36
+	opBatchForget = 42
+)
+
+// Journal is the shape of the journal that a keeper holds beside the device.
+// The kernel demands room for a request with maxRead bytes of data, which never
+// come; what does come is a header and a name at most.
+var Journal = journal.Shape{
+	Inbox: maxRead + 4096,
+	Note:  512, // the session's INIT
+	Slot:  512,
+	Slots: 4096,
+}
+
+// Open mounts a new session at dir, in place of one that has died.
+func Open(dir string) (*os.File, error) {
+	for unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) == nil {
+		continue
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open /dev/fuse: %w (the kernel needs CONFIG_FUSE_FS; modprobe fuse)", err)
+	}
+	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other,max_read=%d", fd, maxRead)
+	if err := unix.Mount("lacuna", dir, "fuse.lacuna", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID|unix.MS_NOEXEC, options); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("mount FUSE at %s: %w", dir, err)
+	}
+	return os.NewFile(uintptr(fd), "fuse"), nil
+}
+
+// session reads the device and answers.
+type session struct {
+	dev     *os.File
+	wakeFD  int
+	journal *journal.Journal
+	proto   *fuse.ProtocolServer
+	log     *slog.Logger
+
+	loop chan struct{} // closed when no more requests are read
+	work sync.WaitGroup
+	out  sync.Pool
+}
+
+// newSession serves the session of a device. Where the journal has a note, it is
+// one that an earlier daemon began.
+func newSession(dev *os.File, j *journal.Journal, fs fuse.RawFileSystem, logger *slog.Logger) (*session, error) {
+	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("eventfd: %w", err)
+	}
+	s := &session{
+		dev: dev, wakeFD: wake, journal: j, log: logger, loop: make(chan struct{}),
+		proto: fuse.NewProtocolServer(fs, &fuse.MountOptions{
+			MaxWrite: maxRead, MaxBackground: 64, DisableReadDirPlus: true,
+			DisabledCapabilities: fuse.CAP_PASSTHROUGH | fuse.CAP_READDIRPLUS,
+			Logger:               log.New(logWriter{logger}, "", 0),
+		}),
+		out: sync.Pool{New: func() any { b := make([]byte, replySize); return &b }},
+	}
+	if init := j.Note(); len(init) > 0 {
+		// go-fuse is told what was agreed on; the kernel has its answer.
+		var answer [4096]byte
+		s.proto.HandleRequest([][]byte{init}, [][]byte{answer[:]})
+	}
+	return s, nil
+}
+
+// logWriter takes go-fuse's messages.
+type logWriter struct{ log *slog.Logger }
+
+func (w logWriter) Write(p []byte) (int, error) {
+	w.log.Warn("go-fuse", "message", string(p))
+	return len(p), nil
+}
+
+// start reads from now on, after what a dead daemon has left.
+func (s *session) start() {
+	left := s.journal.Left()
+	pending := map[uint64]bool{}
+	for slot, b := range left.Slots {
+		m := append([]byte(nil), b...)
+		pending[unique(m)] = true
+		s.goAnswer(m, slot)
+	}
+	// One request at most is in the inbox; its own length tells where it ends.
+	if m := left.Inbox; len(m) >= inHeader {
+		if n := int(binary.NativeEndian.Uint32(m)); n >= inHeader && n <= len(m) && !pending[unique(m)] {
+			s.take(append([]byte(nil), m[:n]...))
+		}
+	}
+	s.journal.Emptied(len(s.journal.Inbox()))
+	go s.read()
+}
+
+func opcode(m []byte) uint32 { return binary.NativeEndian.Uint32(m[4:]) }
+func unique(m []byte) uint64 { return binary.NativeEndian.Uint64(m[8:]) }
+
+// read is the loop.
+func (s *session) read() {
+	defer close(s.loop)
+	for {
+		n, err := s.next()
+		switch {
+		case errors.Is(err, errWoken):
+			return
+		case errors.Is(err, unix.ENODEV):
+			s.log.Warn("the FUSE session was ended: its file system is unmounted")
+			return
+		case err != nil:
+			s.log.Error("reading FUSE requests", "error", err)
+			return
+		case n < inHeader:
+			s.log.Error("reading FUSE requests", "bytes", n)
+		default:
+			s.journal.Received(n)
+			s.take(append([]byte(nil), s.journal.Inbox()[:n]...))
+		}
+		s.journal.Emptied(n)
+	}
+}
+
+var errWoken = errors.New("woken")
+
+// next waits for a request and reads it into the inbox.
+func (s *session) next() (n int, err error) {
+	for {
+		err = s.control(func(fd int) error {
+			var err error
+			n, err = unix.Read(fd, s.journal.Inbox())
+			return err
+		})
+		switch {
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.ENOENT): // ENOENT: it was interrupted
+			continue
+		case !errors.Is(err, unix.EAGAIN):
+			return n, err
+		}
+		var woken bool
+		err = s.control(func(fd int) error {
+			p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(s.wakeFD), Events: unix.POLLIN}}
+			_, err := unix.Poll(p, -1)
+			woken = p[1].Revents != 0
+			return err
+		})
+		if woken {
+			return 0, errWoken
+		}
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return 0, err
+		}
+	}
+}
+
+func (s *session) control(f func(fd int) error) error {
+	conn, err := s.dev.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var inner error
+	return errors.Join(conn.Control(func(fd uintptr) { inner = f(int(fd)) }), inner)
+}
+
+// take starts the answer to a request.
+func (s *session) take(m []byte) {
+	switch opcode(m) {
+	case opForget, opBatchForget:
+		return // nodes are numbered by name: nothing to forget, and no answer
+	case opInit:
+		if err := s.journal.SetNote(m); err != nil {
+			s.log.Error("the session will not outlive this process", "error", err)
+		}
+		s.answer(m) // before all others
+	case opInterrupt:
+		s.goAnswer(m, -1)
+	default:
+		s.goAnswer(m, s.journal.Put(m))
+	}
+}
+
+func (s *session) goAnswer(m []byte, slot int) {
+	s.work.Add(1)
+	go func() {
+		defer s.work.Done()
+		s.answer(m)
+		s.journal.Clear(slot)
+	}()
+}
+
+// answer has go-fuse handle a request and writes what it says.
+func (s *session) answer(m []byte) {
+	out, _ := s.out.Get().(*[]byte)
+	defer s.out.Put(out)
+	n, status := s.proto.HandleRequest([][]byte{m}, [][]byte{*out})
+	if !status.Ok() {
+		// go-fuse could not even make an answer.
+		n = 16
+		ne := binary.NativeEndian
+		ne.PutUint32(*out, 16) // struct fuse_out_header
+		ne.PutUint32((*out)[4:], ^uint32(unix.EIO)+1) // negative
+		ne.PutUint64((*out)[8:], unique(m))
+	}
+	if n == 0 {
+		return
+	}
+	err := s.control(func(fd int) error {
+		_, err := unix.Write(fd, (*out)[:n])
+		return err
+	})
+	// ENOENT: answered before, or the reader was killed.
+	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
+		s.log.Error("answering a FUSE request", "opcode", opcode(m), "error", err)
+	}
+}
+
+// stop ends the loop and waits for what it has begun.
+func (s *session) stop() {
+	_, _ = unix.Write(s.wakeFD, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // a full counter wakes as well
+	<-s.loop
+	s.work.Wait()
+}
+
+func (s *session) close() error { return errors.Join(unix.Close(s.wakeFD), s.dev.Close()) }
