@@ -31,6 +31,7 @@ type Config struct {
 	Registry   Registry   `toml:"registry"`
 	Fetch      Fetch      `toml:"fetch"`
 	Settle     Settle     `toml:"settle"`
+	Cache      Cache      `toml:"cache"`
 	Cachefiles Cachefiles `toml:"cachefiles"`
 	Index      Index      `toml:"index"`
 }
@@ -59,6 +60,12 @@ type Settle struct {
 	Enabled bool     `toml:"enabled"`
 	Quiet   Duration `toml:"quiet"`
 	Rate    int64    `toml:"rate"`
+}
+
+// Cache is what may stay on disk.
+type Cache struct {
+	MaxBytes int64    `toml:"max_bytes"`
+	Every    Duration `toml:"every"`
 }
 
 // Cachefiles is the kernel's cache, where that transport is used.
@@ -199,6 +206,7 @@ func (c *Config) Check() error {
 	if d := c.Cachefiles.Dir; d != "" && !filepath.IsAbs(d) {
 		bad("cachefiles.dir", "%q is not an absolute path", d)
 	}
+	between("cache.max_bytes", c.Cache.MaxBytes, 0, 1<<50)
 	between("index.span_size", c.Index.SpanSize, 4096, 4<<20)
 	between("index.checkpoint_spacing", c.Index.Spacing, 64<<10, 64<<20)
 	between("index.stop_grain", c.Index.Grain, 4096, 4<<20)
@@ -208,6 +216,7 @@ func (c *Config) Check() error {
 	for key, d := range map[string]Duration{
 		"registry.stall": c.Registry.Stall, "registry.backoff": c.Registry.Backoff,
 		"registry.max_backoff": c.Registry.MaxBackoff, "fetch.timeout": c.Fetch.Timeout,
+		"cache.every": c.Cache.Every,
 	} {
 		if d == 0 {
 			bad(key, "must be longer than zero")

@@ -25,7 +25,7 @@ var allowed = map[string][]string{
 	"snapshot":                      {"erofs", "fetcher", "fetcher/index", "fetcher/registry", "ondemand"},
 	"internal/hostcheck":            {},
 	"internal/version":              {},
-	"internal/statusapi":            {"ondemand", "snapshot"},
+	"internal/statusapi":            {"fetcher/registry", "ondemand", "snapshot"},
 	"fetcher/layertest":             {},
 	"fetcher/registry/registrytest": {},
 	"ondemand/transporttest":        {"erofs", "fetcher/layertest", "internal/hostcheck", "ondemand"},

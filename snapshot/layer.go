@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/continuity"
@@ -29,11 +30,13 @@ type Layer struct {
 	target string // mountpoint
 
 	// Guarded by Layers.mu.
-	pins int
 	err  error // why the layer is quarantined
+	used time.Time
 
+	// Set by open, and then left alone. A quarantined or parked layer has none.
 	blob   *ondemand.Blob
 	source *layerSource
+	gone   chan struct{} // closed when the blob is
 }
 
 // layerState is layer.json.

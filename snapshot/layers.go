@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -31,6 +32,7 @@ type LayersConfig struct {
 	// whose requests have waited meanwhile. Without it they are replaced.
 	Adopted bool
 	Settle  Settle
+	Cache   Cache
 	Log     *slog.Logger
 }
 
@@ -44,9 +46,14 @@ type Layers struct {
 	cancel context.CancelFunc
 	work   sync.WaitGroup
 
+	over    atomic.Bool // the cache is over its limit
+	parking sync.Mutex  // see park
+
 	mu        sync.Mutex
 	layers    map[digest.Digest]*Layer
+	pins      map[digest.Digest]int // against removal and eviction
 	fallbacks map[digest.Digest]Fallback
+	replaced  []digest.Digest // mounts that were not served, of Restore
 }
 
 // OpenLayers makes the directories. Restore brings back what is in them.
@@ -65,7 +72,7 @@ func OpenLayers(c LayersConfig) (*Layers, error) {
 		LayersConfig: c,
 		indexes:      &indexes{client: c.Client, store: c.Store, log: c.Log},
 		ctx:          ctx, cancel: cancel,
-		layers: map[digest.Digest]*Layer{}, fallbacks: map[digest.Digest]Fallback{},
+		layers: map[digest.Digest]*Layer{}, pins: map[digest.Digest]int{}, fallbacks: map[digest.Digest]Fallback{},
 	}
 	return l, nil
 }
@@ -76,6 +83,8 @@ func (l *Layers) layer(state layerState) *Layer {
 		dir:   filepath.Join(l.Root, "layers", state.Layer.Encoded()),
 		// 12 hexadecimal digits keep overlay's options short.
 		target: filepath.Join(l.Root, "m", state.Layer.Encoded()[:12]),
+		used:   time.Now(),
+		gone:   make(chan struct{}),
 	}
 }
 
@@ -87,22 +96,25 @@ func (l *Layers) get(d digest.Digest) *Layer {
 	if layer == nil || layer.err != nil {
 		return nil
 	}
-	layer.pins++
+	l.pins[d]++
+	layer.used = time.Now()
 	return layer
 }
 
-func (l *Layers) unpin(layer *Layer) {
+func (l *Layers) unpin(d digest.Digest) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	layer.pins--
+	if l.pins[d]--; l.pins[d] == 0 {
+		delete(l.pins, d)
+	}
 }
 
 // Ensure makes a layer ready: mounted, its holes served. The layer is pinned
 // against removal until release is called.
 func (l *Layers) Ensure(ctx context.Context, t Target) (release func(), err error) {
 	for {
-		if layer := l.get(t.Layer); layer != nil {
-			return func() { l.unpin(layer) }, nil
+		if l.get(t.Layer) != nil {
+			return func() { l.unpin(t.Layer) }, nil
 		}
 		done := l.ensure.DoChan(t.Layer.String(), func() (any, error) {
 			// The work outlives the one who asked first: others may wait too.
@@ -124,7 +136,7 @@ func (l *Layers) Ensure(ctx context.Context, t Target) (release func(), err erro
 // prepare finds the layer's index, writes the layer's directory and opens it.
 func (l *Layers) prepare(ctx context.Context, t Target) error {
 	if l.get(t.Layer) != nil {
-		l.unpin(l.find(t.Layer))
+		l.unpin(t.Layer)
 		return nil
 	}
 	head, err := l.indexes.find(ctx, t)
@@ -181,11 +193,12 @@ func (l *Layers) open(layer *Layer) (err error) {
 	if !l.Adopted && l.Transport.Serves(layer.blob) && layer.mounted() {
 		// Nobody has answered its readers since the last daemon: whatever
 		// they got is in the mount's page cache.
-		l.Log.Warn("replacing a mount that was not served; its containers may have read holes as zeros: restart them",
-			"layer", layer.state.Layer)
 		if err := erofs.Unmount(layer.target); err != nil {
 			return err
 		}
+		l.mu.Lock()
+		l.replaced = append(l.replaced, layer.state.Layer)
+		l.mu.Unlock()
 	}
 	if err := l.Transport.Attach(layer.blob, layer.path("bootstrap")); err != nil {
 		return err
@@ -218,6 +231,8 @@ func (l *Layers) watch(layer *Layer) {
 	defer l.work.Done()
 	select {
 	case <-layer.blob.Completed():
+	case <-layer.gone:
+		return
 	case <-l.ctx.Done():
 		return
 	}
@@ -275,9 +290,32 @@ func (l *Layers) quarantine(layer *Layer, err error) {
 	l.layers[layer.state.Layer] = layer
 }
 
-// mountpoint is where a layer's files are.
+// takeReplaced returns the layers whose mounts Restore has replaced, once.
+func (l *Layers) takeReplaced() []digest.Digest {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	list := l.replaced
+	l.replaced = nil
+	return list
+}
+
+// mountpoint is where a layer's files are. The snapshot that asks is known
+// already, so the layer is not parked from now on.
 func (l *Layers) mountpoint(d digest.Digest) (string, error) {
+	l.parking.Lock()
+	defer l.parking.Unlock()
 	layer := l.find(d)
+	if layer != nil && layer.err == nil && layer.blob == nil {
+		var err error
+		if layer, err = l.unpark(layer); err != nil {
+			return "", err
+		}
+	}
+	if layer != nil {
+		l.mu.Lock()
+		layer.used = time.Now()
+		l.mu.Unlock()
+	}
 	switch {
 	case layer == nil:
 		return "", errors.New("not on this node any more: pull its image again")
@@ -302,7 +340,7 @@ func (l *Layers) removeUnused(used map[digest.Digest]bool) error {
 	l.mu.Lock()
 	var unused []*Layer
 	for d, layer := range l.layers {
-		if !used[d] && layer.pins == 0 {
+		if !used[d] && l.pins[d] == 0 {
 			unused = append(unused, layer)
 			delete(l.layers, d)
 		}
@@ -324,6 +362,7 @@ func (l *Layers) remove(layer *Layer) error {
 		errs = append(errs, erofs.Unmount(layer.target))
 	}
 	if layer.blob != nil {
+		close(layer.gone)
 		errs = append(errs, l.Transport.Detach(layer.blob), layer.blob.Close(), l.Transport.Remove(layer.key()))
 		layer.source.drop()
 	}

@@ -2,7 +2,10 @@ package snapshot
 
 import (
 	"context"
+	"errors"
 	"time"
+
+	"github.com/lacuna-snapshotter/lacuna/ondemand"
 )
 
 // Settle is the policy of filling layers ahead until they are complete.
@@ -28,12 +31,12 @@ func (l *Layers) settle() {
 		layer, off := l.nextHole()
 		wait := look
 		switch {
-		case layer == nil:
+		case layer == nil, l.over.Load():
 		case l.Engine.Quiet() < l.Settle.Quiet:
 			wait = min(look, l.Settle.Quiet)
 		default:
 			began := time.Now()
-			if err := layer.blob.FillAhead(l.ctx, off, piece); err != nil && l.ctx.Err() == nil {
+			if err := layer.blob.FillAhead(l.ctx, off, piece); err != nil && l.ctx.Err() == nil && !errors.Is(err, ondemand.ErrClosed) {
 				l.Log.Warn("filling ahead", "layer", layer.state.Layer, "error", err)
 				wait = 10 * time.Second
 				break
@@ -54,7 +57,7 @@ func (l *Layers) nextHole() (*Layer, int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, layer := range l.layers {
-		if layer.err == nil && !layer.blob.Complete() {
+		if layer.blob != nil && layer.err == nil && !layer.blob.Complete() {
 			return layer, layer.blob.FirstHole()
 		}
 	}

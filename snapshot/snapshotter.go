@@ -21,6 +21,8 @@ type Snapshotter struct {
 	layers *Layers
 	log    *slog.Logger
 
+	unserved sync.Mutex // guards unserved.json
+
 	closing sync.Once
 	closed  error
 }
@@ -47,6 +49,11 @@ func New(ctx context.Context, root string, layers *Layers, log *slog.Logger) (*S
 	if err := layers.Restore(ctx); err != nil {
 		return nil, errors.Join(err, ms.Close())
 	}
+	if err := s.findUnserved(ctx); err != nil {
+		return nil, errors.Join(err, layers.Close(), ms.Close())
+	}
+	layers.work.Add(1)
+	go layers.evict(s.users)
 	return s, nil
 }
 

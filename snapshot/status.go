@@ -21,7 +21,7 @@ type Fallback struct {
 type LayerStatus struct {
 	Layer      digest.Digest `json:"layer"`
 	Ref        string        `json:"image"`
-	State      string        `json:"state"` // "filling", "complete" or "quarantined"
+	State      string        `json:"state"` // "filling", "complete", "evicted" or "quarantined"
 	Reason     string        `json:"reason,omitempty"`
 	Mountpoint string        `json:"mountpoint"`
 	BlobSize   int64         `json:"blobSize"` // bytes of files
@@ -60,6 +60,8 @@ func (l *Layers) Status() ([]LayerStatus, []Fallback) {
 		switch {
 		case layer.err != nil:
 			s.State, s.Reason = "quarantined", layer.err.Error()
+		case layer.blob == nil:
+			s.State = "evicted"
 		case layer.blob.Complete():
 			s.State = "complete"
 		}

@@ -69,6 +69,7 @@ func run(ctx context.Context, c *config.Config) error {
 		Root: c.Root, Client: client, Store: store, Engine: engine,
 		Transport: transport, Adopted: transport.adopted,
 		Settle: snapshot.Settle{Enabled: c.Settle.Enabled, Quiet: time.Duration(c.Settle.Quiet), Rate: c.Settle.Rate},
+		Cache:  snapshot.Cache{MaxBytes: c.Cache.MaxBytes, Every: time.Duration(c.Cache.Every)},
 		Log:    log,
 	})
 	if err != nil {
@@ -81,7 +82,7 @@ func run(ctx context.Context, c *config.Config) error {
 	transport.Recover()
 	log.Info("ready to serve", "version", version.String(), "root", c.Root, "transport", transport.Name())
 	err = serve(ctx, c, log, sockets, snapshotter, &status{
-		started: time.Now(), root: c.Root, transport: transport.Name(), layers: layers, engine: engine, client: client,
+		started: time.Now(), root: c.Root, transport: transport, layers: layers, snapshotter: snapshotter, engine: engine, client: client,
 	})
 	log.Info("stopping; mounts stay")
 	// Requests first: a fill needs its blob open until it is answered.
@@ -141,6 +142,10 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger, on *sockets,
 		if err := web.Serve(on.status); !errors.Is(err, http.ErrServerClosed) {
 			return err
 		}
+		return nil
+	})
+	g.Go(func() error {
+		st.report(gctx, healthy)
 		return nil
 	})
 	g.Go(func() error {

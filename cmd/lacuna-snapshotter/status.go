@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"time"
@@ -8,6 +9,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
 	"github.com/lacuna-snapshotter/lacuna/internal/statusapi"
@@ -18,12 +21,35 @@ import (
 
 // status answers lacunactl and metrics collectors.
 type status struct {
-	started   time.Time
-	root      string
-	transport string
-	layers    *snapshot.Layers
-	engine    *ondemand.Engine
-	client    *registry.Client
+	started     time.Time
+	root        string
+	transport   *transport
+	layers      *snapshot.Layers
+	snapshotter *snapshot.Snapshotter
+	engine      *ondemand.Engine
+	client      *registry.Client
+}
+
+// registryService is the name under which gRPC health tells whether registries
+// answer. The daemon as a whole serves on meanwhile.
+const registryService = "lacuna.registry"
+
+// report keeps gRPC health up to date.
+func (s *status) report(ctx context.Context, h *health.Server) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		state := grpc_health_v1.HealthCheckResponse_SERVING
+		if len(s.client.Troubles()) > 0 {
+			state = grpc_health_v1.HealthCheckResponse_NOT_SERVING
+		}
+		h.SetServingStatus(registryService, state)
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 func (s *status) handler() http.Handler {
@@ -46,7 +72,8 @@ func reply(w http.ResponseWriter, v any) {
 
 func (s *status) status() statusapi.Status {
 	st := statusapi.Status{
-		Version: version.String(), Started: s.started.UTC(), Root: s.root, Transport: s.transport,
+		Version: version.String(), Started: s.started.UTC(), Root: s.root,
+		Transport: s.transport.Name(), Keepers: s.transport.keepers.Alive(), Registries: s.client.Troubles(),
 		BytesFetched: s.client.BytesRead(), Fills: s.engine.Stats(),
 	}
 	layers, fallbacks := s.layers.Status()
@@ -56,11 +83,20 @@ func (s *status) status() statusapi.Status {
 			st.Complete++
 		case "quarantined":
 			st.Quarantined++
+		case "evicted":
+			st.Evicted++
 		default:
 			st.Filling++
 		}
 	}
 	st.Fallbacks = len(fallbacks)
+	for _, l := range layers {
+		st.Allocated += l.Allocated
+	}
+	var err error
+	if st.Unserved, err = s.snapshotter.Unserved(context.Background()); err != nil {
+		st.Problem = "list of layers that were not served: " + err.Error()
+	}
 	return st
 }
 
@@ -69,6 +105,10 @@ var (
 	descFetches   = prometheus.NewDesc("lacuna_fetches_total", "Fetches by what they were for.", []string{"for"}, nil)
 	descFailures  = prometheus.NewDesc("lacuna_fetch_failures_total", "Fetches that failed.", nil, nil)
 	descLayers    = prometheus.NewDesc("lacuna_layers", "Layers by state.", []string{"state"}, nil)
+	descUnserved  = prometheus.NewDesc("lacuna_unserved_layers", "Layers whose readers got zeros or EIO while nobody served them, with containers that still run.", nil, nil)
+	descRegistry  = prometheus.NewDesc("lacuna_registries_in_trouble", "Registries whose last answer was none.", nil, nil)
+	descKeepers   = prometheus.NewDesc("lacuna_keepers", "Processes that hold the transport besides the daemon.", nil, nil)
+	descAllocated = prometheus.NewDesc("lacuna_cache_bytes", "Disk that layers take.", nil, nil)
 	descFallbacks = prometheus.NewDesc("lacuna_fallbacks", "Layers left to containerd's unpack.", nil, nil)
 )
 
@@ -91,5 +131,10 @@ func (s *status) Collect(ch chan<- prometheus.Metric) {
 	gauge(descLayers, st.Filling, "filling")
 	gauge(descLayers, st.Complete, "complete")
 	gauge(descLayers, st.Quarantined, "quarantined")
+	gauge(descLayers, st.Evicted, "evicted")
 	gauge(descFallbacks, st.Fallbacks)
+	gauge(descUnserved, len(st.Unserved))
+	gauge(descRegistry, len(st.Registries))
+	gauge(descKeepers, st.Keepers)
+	gauge(descAllocated, int(st.Allocated))
 }

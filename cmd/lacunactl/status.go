@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"text/tabwriter"
 
@@ -29,13 +30,36 @@ func statusCommand(s *settings) *cobra.Command {
 			}
 			fmt.Fprintf(out, "version      %s\nstarted      %s\nroot         %s\ntransport    %s\n",
 				st.Version, st.Started.Format("2006-01-02 15:04:05 MST"), st.Root, st.Transport)
-			fmt.Fprintf(out, "layers       %d filling, %d complete, %d quarantined\n", st.Filling, st.Complete, st.Quarantined)
+			fmt.Fprintf(out, "keepers      %d\n", st.Keepers)
+			fmt.Fprintf(out, "layers       %d filling, %d complete, %d evicted, %d quarantined\n", st.Filling, st.Complete, st.Evicted, st.Quarantined)
+			fmt.Fprintf(out, "disk         %s\n", bytes(st.Allocated))
 			fmt.Fprintf(out, "fallbacks    %d\n", st.Fallbacks)
 			fmt.Fprintf(out, "fetched      %s in %d fetches for readers and %d ahead, %d failed\n",
 				bytes(st.BytesFetched), st.Fills.Demand, st.Fills.Ahead, st.Fills.Failed)
+			for _, r := range st.Registries {
+				fmt.Fprintf(out, "\nregistry %s fails since %s, %d times: %s\n", r.Registry, r.Since.Format("15:04:05 MST"), r.Failures, r.Error)
+			}
+			for _, u := range st.Unserved {
+				fmt.Fprintf(out, "\nlayer %s was not served before %s; restart the containers of these snapshots, which may have read %s in place of holes:\n",
+					u.Layer.Encoded()[:12], u.Found.Format("2006-01-02 15:04:05 MST"), unservedReads(u.Transport))
+				for _, key := range u.Snapshots {
+					fmt.Fprintf(out, "  %s\n", key)
+				}
+			}
+			if st.Problem != "" {
+				return errors.New(st.Problem)
+			}
 			return nil
 		},
 	}
+}
+
+// unservedReads is what a hole reads as when nobody serves it.
+func unservedReads(transport string) string {
+	if transport == "fanotify" {
+		return "zeros"
+	}
+	return "EIO"
 }
 
 func layersCommand(s *settings) *cobra.Command {

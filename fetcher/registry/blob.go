@@ -72,7 +72,7 @@ func (r *blobReader) Read(p []byte) (int, error) {
 		return 0, r.err
 	}
 	n := 0
-	r.err = r.blob.repo.client.opts.Retry.do(r.ctx, func() error {
+	r.err = r.blob.repo.do(r.ctx, func() error {
 		if r.body == nil {
 			if err := r.connect(); err != nil {
 				return err

@@ -41,6 +41,7 @@ type Client struct {
 	opts      Options
 	configure docker.RegistryHosts
 	read      atomic.Int64 // bytes of blobs
+	troubles  troubles
 
 	mu    sync.Mutex
 	hosts map[string]*hostSet

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/snapshot"
 )
@@ -26,6 +27,13 @@ type Status struct {
 	Fallbacks    int            `json:"fallbacks"`
 	BytesFetched int64          `json:"bytesFetched"`
 	Fills        ondemand.Stats `json:"fetches"`
+
+	Evicted    int                 `json:"layersEvicted"`
+	Allocated  int64               `json:"allocated"` // bytes of disk
+	Keepers    int                 `json:"keepers"`
+	Registries []registry.Trouble  `json:"registriesInTrouble"`
+	Unserved   []snapshot.Unserved `json:"unserved"`
+	Problem    string              `json:"problem,omitempty"` // of the status itself
 }
 
 // Layers lists the layers and those that were left to containerd.

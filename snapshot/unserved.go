@@ -1,0 +1,124 @@
+package snapshot
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/continuity"
+	"github.com/opencontainers/go-digest"
+)
+
+// Unserved is a layer whose mount nobody has answered for some time: everything
+// that held the transport's descriptors had died. On fanotify reads of holes gave
+// zeros meanwhile, which may be in the page cache of the old mount for good; on
+// the other transports they gave EIO. The layer has a fresh mount for new
+// containers. Those that run on the old one are named.
+type Unserved struct {
+	Layer     digest.Digest `json:"layer"`
+	Transport string        `json:"transport"`
+	Found     time.Time     `json:"found"` // when the next daemon started
+	// Snapshots are the active snapshots on the layer at that time, by
+	// containerd's keys, which end in the container's ID.
+	Snapshots []string `json:"snapshots"`
+}
+
+const unservedFile = "unserved.json"
+
+// findUnserved adds what Restore has replaced to what earlier starts found, and
+// names the snapshots concerned.
+func (s *Snapshotter) findUnserved(ctx context.Context) error {
+	list, err := s.readUnserved()
+	if err != nil {
+		return err
+	}
+	replaced := s.layers.takeReplaced()
+	if len(replaced) == 0 {
+		return nil
+	}
+	users, err := s.users(ctx)
+	if err != nil {
+		return err
+	}
+	for _, layer := range replaced {
+		u := Unserved{layer, s.layers.Transport.Name(), time.Now().UTC(), users[layer]}
+		s.log.Error("a mount was not served: containers on it may have read zeros or EIO in place of holes; restart them",
+			"layer", layer, "transport", u.Transport, "snapshots", u.Snapshots)
+		list = append(list, u)
+	}
+	return s.writeUnserved(list)
+}
+
+// Unserved lists the layers that were not served, with those of the snapshots on
+// them that are still there. A layer without any is forgotten.
+func (s *Snapshotter) Unserved(ctx context.Context) ([]Unserved, error) {
+	s.unserved.Lock()
+	defer s.unserved.Unlock()
+	list, err := s.readUnserved()
+	if err != nil || len(list) == 0 {
+		return list, err
+	}
+	left := []Unserved{}
+	for _, u := range list {
+		u.Snapshots = slices.DeleteFunc(u.Snapshots, func(key string) bool {
+			_, err := s.Stat(ctx, key)
+			return err != nil
+		})
+		if len(u.Snapshots) > 0 {
+			left = append(left, u)
+		}
+	}
+	if len(left) == len(list) {
+		return left, nil
+	}
+	return left, s.writeUnserved(left)
+}
+
+func (s *Snapshotter) readUnserved() (list []Unserved, err error) {
+	b, err := os.ReadFile(filepath.Join(s.root, unservedFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return list, json.Unmarshal(b, &list)
+}
+
+func (s *Snapshotter) writeUnserved(list []Unserved) error {
+	b, err := json.Marshal(list)
+	if err != nil {
+		return err
+	}
+	return continuity.AtomicWriteFile(filepath.Join(s.root, unservedFile), b, 0o600)
+}
+
+// users maps layers to the snapshots that something may have mounted: active
+// ones and views, by their keys.
+func (s *Snapshotter) users(ctx context.Context) (users map[digest.Digest][]string, err error) {
+	users = map[digest.Digest][]string{}
+	err = s.ms.WithTransaction(ctx, false, func(ctx context.Context) error {
+		return storage.WalkInfo(ctx, func(ctx context.Context, info snapshots.Info) error {
+			if info.Kind == snapshots.KindCommitted {
+				return nil
+			}
+			snapshot, err := storage.GetSnapshot(ctx, info.Name)
+			if err != nil {
+				return err
+			}
+			for _, id := range snapshot.ParentIDs {
+				if layer, ok := s.lazy(id); ok {
+					users[layer] = append(users[layer], info.Name)
+				}
+			}
+			return nil
+		})
+	})
+	return users, err
+}
