@@ -6,6 +6,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/internal/fault"
 )
 
 // Store is where a blob's bytes are kept, and knows which of its spans are
@@ -79,6 +81,7 @@ func (s *fileStore) Put(span int64, data []byte) error {
 	if _, err := s.file.WriteAt(data, span*s.spanSize); err != nil {
 		return err
 	}
+	fault.Point("span written")
 	return s.set(span)
 }
 

@@ -29,6 +29,14 @@ type Unserved struct {
 	Snapshots []string `json:"snapshots"`
 }
 
+// Reads is what a hole read as: "zeros" or "EIO".
+func (u Unserved) Reads() string {
+	if u.Transport == "fanotify" {
+		return "zeros"
+	}
+	return "EIO"
+}
+
 const unservedFile = "unserved.json"
 
 // findUnserved adds what Restore has replaced to what earlier starts found, and
@@ -48,7 +56,7 @@ func (s *Snapshotter) findUnserved(ctx context.Context) error {
 	}
 	for _, layer := range replaced {
 		u := Unserved{layer, s.layers.Transport.Name(), time.Now().UTC(), users[layer]}
-		s.log.Error("a mount was not served: containers on it may have read zeros or EIO in place of holes; restart them",
+		s.log.Error("a mount was not served for some time: containers on it may have read "+u.Reads()+" in place of holes; restart them",
 			"layer", layer, "transport", u.Transport, "snapshots", u.Snapshots)
 		list = append(list, u)
 	}

@@ -18,8 +18,10 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/snapshot"
 )
 
-// keeperCount is how many processes besides this one hold the descriptors.
-const keeperCount = 2
+// keeperCount is how many processes besides this one hold the descriptors: when
+// the daemon and one of them are killed together, two are left while the next
+// daemon comes to replace what is missing.
+const keeperCount = 3
 
 // Labels of what the keepers hold. Those of cachefiles' objects are the
 // transport's own.

@@ -41,7 +41,7 @@ func statusCommand(s *settings) *cobra.Command {
 			}
 			for _, u := range st.Unserved {
 				fmt.Fprintf(out, "\nlayer %s was not served before %s; restart the containers of these snapshots, which may have read %s in place of holes:\n",
-					u.Layer.Encoded()[:12], u.Found.Format("2006-01-02 15:04:05 MST"), unservedReads(u.Transport))
+					u.Layer.Encoded()[:12], u.Found.Format("2006-01-02 15:04:05 MST"), u.Reads())
 				for _, key := range u.Snapshots {
 					fmt.Fprintf(out, "  %s\n", key)
 				}
@@ -52,14 +52,6 @@ func statusCommand(s *settings) *cobra.Command {
 			return nil
 		},
 	}
-}
-
-// unservedReads is what a hole reads as when nobody serves it.
-func unservedReads(transport string) string {
-	if transport == "fanotify" {
-		return "zeros"
-	}
-	return "EIO"
 }
 
 func layersCommand(s *settings) *cobra.Command {

@@ -21,6 +21,11 @@ type Env struct {
 	Dir string
 	Bin string // our commands and the pinned tools
 
+	// Daemon is the program that StartDaemon runs, lacuna-snapshotter where it is
+	// empty; Environ are variables that it gets besides this process's.
+	Daemon  string
+	Environ []string
+
 	procs   []*Proc
 	closers []func() error
 }

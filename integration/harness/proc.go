@@ -33,6 +33,7 @@ func (e *Env) start(name string, args ...string) (*Proc, error) {
 	defer out.Close()
 	cmd := e.command(context.Background(), name, args...)
 	cmd.Stdout, cmd.Stderr = out, out
+	cmd.Env = append(cmd.Env, e.Environ...)
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true} // an interrupt is ours to pass on
 	if err := cmd.Start(); err != nil {
 		return nil, err
@@ -69,6 +70,9 @@ func (p *Proc) Kill() {
 	_ = p.cmd.Process.Kill()
 	<-p.done
 }
+
+// Done is closed when the process has ended.
+func (p *Proc) Done() <-chan struct{} { return p.done }
 
 // PID is the process's identifier.
 func (p *Proc) PID() int { return p.cmd.Process.Pid }

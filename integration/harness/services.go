@@ -1,7 +1,9 @@
 package harness
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -68,10 +70,10 @@ docker_config = %q
 		return nil, err
 	}
 	var err error
-	if d.Proc, err = e.start("lacuna-snapshotter", "--config", d.Config); err != nil {
+	if d.Proc, err = e.start(cmp.Or(e.Daemon, "lacuna-snapshotter"), "--config", d.Config); err != nil {
 		return nil, err
 	}
-	return d, d.waitSocket("unix", d.Socket)
+	return d, errors.Join(d.waitSocket("unix", d.Socket), d.waitSocket("unix", e.Path("run", "status.sock")))
 }
 
 // Lacunactl runs lacunactl against the daemon's configuration.

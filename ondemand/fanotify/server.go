@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lacuna-snapshotter/lacuna/erofs"
+	"github.com/lacuna-snapshotter/lacuna/internal/fault"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
 )
@@ -237,6 +238,7 @@ func (s *Server) read() {
 			}
 			return
 		}
+		fault.Point("request read")
 		s.journal.Received(n)
 		events, err := decode(s.journal.Inbox()[:n])
 		if err != nil {
@@ -274,6 +276,7 @@ func (s *Server) take(e event) {
 		go func() {
 			defer s.work.Done()
 			s.answer(e, s.fill(e, id))
+			fault.Point("after the answer")
 			s.journal.Clear(slot)
 		}()
 	}
@@ -315,6 +318,7 @@ func (s *Server) fillBlob(b *ondemand.Blob, e event) unix.Errno {
 }
 
 func (s *Server) answer(e event, errno unix.Errno) {
+	fault.Point("before the answer")
 	if _, err := s.group.Write(answer(e.fd, errno)); err != nil {
 		s.log.Error("answering a fanotify event", "error", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"github.com/lacuna-snapshotter/lacuna/internal/fault"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
 )
 
@@ -143,6 +144,7 @@ func (s *session) read() {
 		case n < inHeader:
 			s.log.Error("reading FUSE requests", "bytes", n)
 		default:
+			fault.Point("request read")
 			s.journal.Received(n)
 			s.take(append([]byte(nil), s.journal.Inbox()[:n]...))
 		}
@@ -213,6 +215,7 @@ func (s *session) goAnswer(m []byte, slot int) {
 	go func() {
 		defer s.work.Done()
 		s.answer(m)
+		fault.Point("after the answer")
 		s.journal.Clear(slot)
 	}()
 }
@@ -233,6 +236,7 @@ func (s *session) answer(m []byte) {
 	if n == 0 {
 		return
 	}
+	fault.Point("before the answer")
 	err := s.control(func(fd int) error {
 		_, err := unix.Write(fd, (*out)[:n])
 		return err

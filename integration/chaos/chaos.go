@@ -1,0 +1,348 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/lacuna-snapshotter/lacuna/integration/harness"
+	"github.com/lacuna-snapshotter/lacuna/internal/statusapi"
+)
+
+// plan is how often each injury is done.
+type plan struct{ kills, points, pairs, all, cuts int }
+
+// points are where a test build of the daemon dies, see internal/fault.
+var points = []string{"request read", "span written", "before the answer", "after the answer"}
+
+const none = "0 wrong, 0 failed"
+
+// chaos goes through a plan on one transport.
+func chaos(ctx context.Context, top, transport string, p plan) (rows []row, err error) {
+	e, err := harness.New(filepath.Join(top, ".cache", "bin"))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, e.Close()) }()
+	n, err := newNode(ctx, e, top, transport)
+	if err != nil {
+		return nil, err
+	}
+	add := func(what, goal string, times int, met func(seen) bool, s seen, err error) error {
+		if err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		r := row{transport, what, times, s, met(s), goal}
+		rows = append(rows, r)
+		fmt.Println(r)
+		return nil
+	}
+	clean := func(s seen) bool { return s.wrong == 0 && s.failed == 0 && s.files > 0 }
+	if p.kills > 0 {
+		s, err := n.injure(ctx, p.kills, n.killDaemon)
+		if err := add("daemon killed", none, p.kills, clean, s, err); err != nil {
+			return rows, err
+		}
+	}
+	if p.points > 0 {
+		for _, point := range points {
+			s, err := n.dieAt(ctx, top, point, p.points)
+			if err := add("daemon dies: "+point, none, p.points, clean, s, err); err != nil {
+				return rows, err
+			}
+		}
+	}
+	if p.pairs > 0 {
+		s, err := n.injure(ctx, p.pairs, n.killPair)
+		if err := add("daemon and a keeper killed together", none, p.pairs, clean, s, err); err != nil {
+			return rows, err
+		}
+	}
+	if p.cuts > 0 {
+		s, err := n.injure(ctx, p.cuts, n.cutLine)
+		if err := add("registry unreachable for 1 to 3 s", none, p.cuts, clean, s, err); err != nil {
+			return rows, err
+		}
+	}
+	if p.all > 0 {
+		s, err := n.killEverything(ctx, p.all)
+		goal, met := "0 wrong, EIO only, then right again", func(s seen) bool { return s.wrong == 0 && s.files > 0 }
+		if transport == "fanotify" {
+			goal, met = "nothing wrong goes unreported, then right again", func(s seen) bool { return s.unreported == 0 && s.files > 0 }
+		}
+		if err := add("daemon and all keepers killed at once", goal, p.all, met, s, err); err != nil {
+			return rows, err
+		}
+	}
+	return rows, nil
+}
+
+// injure does something to a node again and again while containers read.
+func (n *node) injure(ctx context.Context, times int, how func(context.Context) error) (total seen, err error) {
+	for done := 0; done < times; {
+		s, err := n.round(ctx, func(over <-chan struct{}) error {
+			for ; done < times; done++ {
+				select {
+				case <-over:
+					return nil
+				case <-time.After(time.Duration(rand.IntN(120)) * time.Millisecond):
+				}
+				if err := how(ctx); err != nil {
+					return err
+				}
+				if done%4 == 0 {
+					if err := harness.DropCaches(); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		})
+		total.add(s)
+		if err != nil {
+			return total, err
+		}
+	}
+	return total, nil
+}
+
+// readers is how many containers read at once, passes how often they read all.
+const (
+	readers = 2
+	passes  = 3
+)
+
+// round pulls the image anew, has containers read it, and does what is to be
+// done meanwhile.
+func (n *node) round(ctx context.Context, meanwhile func(over <-chan struct{}) error) (total seen, err error) {
+	if err := n.pull(ctx, "lacuna"); err != nil {
+		return total, err
+	}
+	var list []*container
+	over := make(chan struct{})
+	for range readers {
+		c, err := n.read(ctx, passes)
+		if err != nil {
+			return total, err
+		}
+		list = append(list, c)
+	}
+	for _, c := range list { // the runtime's own reads are not what is tried
+		select {
+		case <-c.started:
+		case <-c.done:
+			return total, errors.Join(errors.New("a container ended before it began"), c.err)
+		}
+	}
+	go func() {
+		defer close(over)
+		for _, c := range list {
+			<-c.done
+		}
+	}()
+	err = meanwhile(over)
+	for _, c := range list {
+		<-c.done
+		err = errors.Join(err, c.err)
+		total.add(c.seen)
+	}
+	if err != nil {
+		return total, fmt.Errorf("%w\n%s", err, n.daemon.Tail())
+	}
+	return total, n.forget(ctx)
+}
+
+func (n *node) killDaemon(context.Context) error {
+	n.daemon.Kill()
+	return n.start()
+}
+
+// killPair kills the daemon with one of its keepers, in either order, as soon as
+// two hold the transport: one that is killed and one that is left.
+func (n *node) killPair(context.Context) error {
+	var pids []int
+	for range 500 {
+		var err error
+		if pids, err = n.holders(); err != nil {
+			return err
+		}
+		if len(pids) >= 2 {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if len(pids) < 2 {
+		return fmt.Errorf("%d keepers hold the transport", len(pids))
+	}
+	victims := []int{pids[rand.IntN(len(pids))], n.daemon.PID()}
+	if rand.IntN(2) == 0 {
+		slices.Reverse(victims)
+	}
+	killAt(victims...)
+	<-n.daemon.Done()
+	return n.start()
+}
+
+func (n *node) cutLine(ctx context.Context) error {
+	n.link.Cut()
+	defer n.link.Mend()
+	select {
+	case <-time.After(time.Second + time.Duration(rand.IntN(2000))*time.Millisecond):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// dieAt runs a build of the daemon that dies at a point, and starts it again each
+// time.
+func (n *node) dieAt(ctx context.Context, top, point string, times int) (total seen, err error) {
+	const program = "lacuna-snapshotter-faults"
+	build := exec.CommandContext(ctx, "go", "build", "-tags", "faults", "-o", filepath.Join(n.env.Bin, program), "./cmd/lacuna-snapshotter")
+	build.Dir = top
+	if out, err := build.CombinedOutput(); err != nil {
+		return total, fmt.Errorf("build %s: %w\n%s", program, err, out)
+	}
+	deaths := 0
+	for deaths < times {
+		s, err := n.round(ctx, func(over <-chan struct{}) (err error) {
+			n.env.Daemon, n.env.Environ = program, []string{"LACUNA_FAULT=" + point + "=1/40"}
+			defer func() { // one that lives, for what the readers have left to do
+				n.env.Daemon, n.env.Environ = "", nil
+				n.daemon.Kill()
+				err = errors.Join(err, n.start())
+			}()
+			n.daemon.Kill()
+			for deaths < times {
+				if err := n.start(); err != nil && !strings.Contains(err.Error(), "ended") {
+					return err
+				}
+				select {
+				case <-n.daemon.Done():
+					deaths++
+				case <-over:
+					return nil
+				case <-time.After(300 * time.Millisecond): // it has nothing to do
+					if err := harness.DropCaches(); err != nil {
+						return err
+					}
+				}
+				select {
+				case <-n.daemon.Done():
+				default:
+					n.daemon.Kill()
+				}
+			}
+			return nil
+		})
+		total.add(s)
+		if err != nil {
+			return total, err
+		}
+	}
+	return total, nil
+}
+
+// killEverything kills the daemon and all keepers, with a moment in which nobody
+// serves; then looks that what may be wrong was reported, and that new
+// containers read right bytes.
+func (n *node) killEverything(ctx context.Context, times int) (total seen, err error) {
+	for range times {
+		if err := n.pull(ctx, "lacuna"); err != nil {
+			return total, err
+		}
+		c, err := n.read(ctx, 1)
+		if err != nil {
+			return total, err
+		}
+		select {
+		case <-c.started:
+		case <-c.done:
+			return total, c.err
+		}
+		time.Sleep(time.Duration(rand.IntN(400)) * time.Millisecond)
+		running := true
+		select {
+		case <-c.done:
+			running = false
+		default:
+		}
+		pids, err := n.keepers()
+		if err != nil {
+			return total, err
+		}
+		killAt(append(pids, n.daemon.PID())...)
+		<-n.daemon.Done()
+		time.Sleep(time.Duration(rand.IntN(200)) * time.Millisecond)
+		if err := errors.Join(n.start(), n.reconnect(ctx)); err != nil {
+			return total, err
+		}
+		reported := false
+		if running {
+			if reported, err = n.reported(ctx, c.id); err != nil {
+				return total, err
+			}
+		}
+		<-c.done
+		if c.seen.wrong > 0 {
+			if reported {
+				c.seen.reported++
+			} else {
+				c.seen.unreported++
+			}
+		}
+		total.add(c.seen)
+		after, err := n.read(ctx, 1)
+		if err != nil {
+			return total, err
+		}
+		<-after.done
+		if after.err != nil || after.seen.wrong+after.seen.failed > 0 || after.seen.passes != 1 {
+			return total, fmt.Errorf("a new container read wrong bytes: %+v: %w\n%s", after.seen, after.err, n.daemon.Tail())
+		}
+		if err := n.forget(ctx); err != nil {
+			return total, err
+		}
+	}
+	return total, nil
+}
+
+// reconnect waits until containerd tries the daemon's socket again, which it does
+// not do for a second after it was refused.
+func (n *node) reconnect(ctx context.Context) (err error) {
+	for range 100 {
+		if _, err = n.containerd.Ctr(ctx, "snapshots", "--snapshotter", "lacuna", "list"); err == nil {
+			return nil
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return err
+}
+
+// reported tells whether the daemon names a container among those that were not
+// served.
+func (n *node) reported(ctx context.Context, id string) (bool, error) {
+	out, err := n.env.Lacunactl(ctx, "--json", "status")
+	if err != nil {
+		return false, err
+	}
+	var st statusapi.Status
+	if err := json.Unmarshal([]byte(out), &st); err != nil {
+		return false, err
+	}
+	for _, u := range st.Unserved {
+		for _, key := range u.Snapshots {
+			if strings.HasSuffix(key, "/"+id) {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
+}

@@ -1,0 +1,120 @@
+// Command chaos kills the daemon, and what holds its descriptors, under
+// containers that compare every byte they read. It prints what the readers saw
+// and, with -write, puts that into docs/reliability.md.
+//
+//	go run ./integration/chaos -transport fanotify,fuse -kills 500 -pairs 100 -all 50
+package main
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	err := run(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "chaos:", err)
+		os.Exit(1)
+	}
+}
+
+//go:embed reader.py
+var reader string
+
+// row is one kind of injury on one transport, and what readers saw of it.
+type row struct {
+	transport, what string
+	times           int
+	seen            seen
+	met             bool
+	goal            string
+}
+
+func (r row) String() string {
+	s := fmt.Sprintf("%-10s %-52s %4d times: %d reads of files, %d wrong, %d failed, longest stall %.2f s",
+		r.transport, r.what, r.times, r.seen.files, r.seen.wrong, r.seen.failed, r.seen.stall.Seconds())
+	if r.seen.reported > 0 || r.seen.unreported > 0 {
+		s += fmt.Sprintf(", wrong in %d containers that were reported and %d that were not", r.seen.reported, r.seen.unreported)
+	}
+	return fmt.Sprintf("%s (goal: %s): %v", s, r.goal, r.met)
+}
+
+func run(ctx context.Context) error {
+	transports := flag.String("transport", "fanotify,fuse", "transports to try")
+	kills := flag.Int("kills", 500, "kills of the daemon alone")
+	points := flag.Int("points", 100, "deaths at named points in the code, for each of them")
+	pairs := flag.Int("pairs", 100, "kills of the daemon together with a keeper")
+	all := flag.Int("all", 50, "kills of everything at once")
+	cuts := flag.Int("cuts", 10, "cuts of the line to the registry")
+	write := flag.Bool("write", false, "write docs/reliability.md")
+	flag.Parse()
+	top, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	var rows []row
+	for t := range strings.SplitSeq(*transports, ",") {
+		found, err := chaos(ctx, top, t, plan{*kills, *points, *pairs, *all, *cuts})
+		rows = append(rows, found...)
+		if err != nil {
+			return fmt.Errorf("transport %s: %w", t, err)
+		}
+	}
+	fmt.Printf("chaos: %.0f s\n", time.Since(began).Seconds())
+	if *write {
+		if err := writeReport(filepath.Join(top, "docs"), rows); err != nil {
+			return err
+		}
+	}
+	for _, r := range rows {
+		if !r.met {
+			return errors.New("a goal was missed")
+		}
+	}
+	return nil
+}
+
+// writeReport puts the figures before the notes.
+func writeReport(docs string, rows []row) error {
+	notes, err := os.ReadFile(filepath.Join(docs, "reliability-notes.md"))
+	if err != nil {
+		return err
+	}
+	var b strings.Builder
+	b.WriteString(`# Reliability
+
+Written by ` + "`make chaos`" + ` (integration/chaos): containers read the files of an image
+again and again, with dropped page caches, and compare each with its SHA-256.
+
+| transport | what was done | times | files read | wrong | failed reads | longest stall | goal | met |
+|---|---|---|---|---|---|---|---|---|
+`)
+	for _, r := range rows {
+		met := "yes"
+		if !r.met {
+			met = "**no**"
+		}
+		wrong := fmt.Sprint(r.seen.wrong)
+		if r.seen.reported+r.seen.unreported > 0 {
+			wrong += fmt.Sprintf(" (in %d containers, %d of them reported)", r.seen.reported+r.seen.unreported, r.seen.reported)
+		}
+		fmt.Fprintf(&b, "| %s | %s | %d | %d | %s | %d | %.2f s | %s | %s |\n",
+			r.transport, r.what, r.times, r.seen.files, wrong, r.seen.failed, r.seen.stall.Seconds(), r.goal, met)
+	}
+	b.WriteString("\n")
+	b.Write(notes)
+	return os.WriteFile(filepath.Join(docs, "reliability.md"), []byte(b.String()), 0o644)
+}

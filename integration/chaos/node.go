@@ -1,0 +1,223 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/integration/harness"
+)
+
+// node is a machine's worth of parts, with one image.
+type node struct {
+	env        *harness.Env
+	transport  string
+	link       *harness.Link
+	containerd *harness.Containerd
+	daemon     *harness.Daemon
+	ref        string
+	expected   string // file of digests
+	containers int
+}
+
+// newNode starts everything and learns the image's files from overlayfs.
+func newNode(ctx context.Context, e *harness.Env, top, transport string) (*node, error) {
+	n := &node{env: e, transport: transport, expected: e.Path("expected")}
+	images := filepath.Join(top, "integration", "images")
+	image, err := harness.BuildImage(ctx, e, filepath.Join(images, "build.sh"), filepath.Join(top, ".cache", "images"),
+		"numpy", filepath.Join(images, "numpy"), "python3", "python3-numpy")
+	if err != nil {
+		return nil, err
+	}
+	image.Cmd = []string{"true"}
+	registry, err := e.StartRegistry()
+	if err != nil {
+		return nil, err
+	}
+	if n.link, err = e.StartLink(registry, 1e9, 2*time.Millisecond); err != nil {
+		return nil, err
+	}
+	if err := e.AllowHTTP(n.link.Addr); err != nil {
+		return nil, err
+	}
+	if _, err := image.Push(ctx, registry+"/test/numpy:latest"); err != nil {
+		return nil, err
+	}
+	if _, err := e.Run(ctx, "lacunactl", "index", "create", "--push", "--plain-http", "--store", e.Path("index"), registry+"/test/numpy:latest"); err != nil {
+		return nil, err
+	}
+	n.ref = n.link.Addr + "/test/numpy:latest"
+	if err := n.start(); err != nil {
+		return nil, err
+	}
+	if n.containerd, err = e.StartContainerd("lacuna", ""); err != nil {
+		return nil, err
+	}
+	if err := n.pull(ctx, "overlayfs"); err != nil {
+		return nil, err
+	}
+	// A part of the image: what is large, and what is many.
+	out, err := n.containerd.RunIn(ctx, "overlayfs", n.ref, "expected", "sh", "-c",
+		"find /usr/bin /usr/lib/x86_64-linux-gnu /usr/lib/python3 -xdev -type f -print0 | sort -z | xargs -0 sha256sum")
+	if err != nil {
+		return nil, err
+	}
+	return n, errors.Join(os.WriteFile(n.expected, []byte(out), 0o644), os.WriteFile(e.Path("reader.py"), []byte(reader), 0o644))
+}
+
+func (n *node) start() (err error) {
+	n.daemon, err = n.env.StartDaemon(fmt.Sprintf("transport = %q\nfetch.timeout = \"2m\"\nsettle.enabled = false", n.transport))
+	return err
+}
+
+func (n *node) pull(ctx context.Context, snapshotter string) error {
+	_, err := n.containerd.Ctr(ctx, "images", "pull", "--hosts-dir", n.env.HostsDir(), "--snapshotter", snapshotter, n.ref)
+	return err
+}
+
+// forget removes the image's lazy layers, so that the next pull finds holes.
+func (n *node) forget(ctx context.Context) error {
+	if _, err := n.containerd.Ctr(ctx, "images", "rm", "--sync", n.ref); err != nil {
+		return err
+	}
+	for range 200 {
+		mounts, err := harness.Mounts(n.daemon.Root + "/m")
+		if err != nil || len(mounts) == 0 {
+			return err
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return errors.New("layers stay mounted")
+}
+
+// holders are the keepers that have the transport by now: one that was just
+// started is given it a moment later.
+func (n *node) holders() (list []int, err error) {
+	pids, err := n.keepers()
+	for _, pid := range pids {
+		links, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+		for _, link := range links {
+			if target, err := os.Readlink(link); err == nil && (target == "/dev/fuse" || target == "anon_inode:[fanotify]") {
+				list = append(list, pid)
+				break
+			}
+		}
+	}
+	return list, err
+}
+
+// keepers are the processes that hold descriptors for the daemon.
+func (n *node) keepers() (pids []int, err error) {
+	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range lines {
+		b, err := os.ReadFile(path)
+		if err != nil || !strings.HasSuffix(string(b), "\x00keeper\x00"+n.daemon.Root+"\x00") {
+			continue // it has ended, or is none
+		}
+		pid, err := strconv.Atoi(strings.Split(path, "/")[2])
+		if err != nil {
+			return nil, err
+		}
+		pids = append(pids, pid)
+	}
+	return pids, nil
+}
+
+// killAt ends processes as nearly at once as can be.
+func killAt(pids ...int) {
+	for _, pid := range pids {
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+}
+
+// seen is what readers saw.
+type seen struct {
+	passes, files, wrong, failed int
+	stall                        time.Duration
+	reported, unreported         int // containers with wrong bytes
+}
+
+func (s *seen) add(o seen) {
+	s.passes, s.files, s.wrong, s.failed = s.passes+o.passes, s.files+o.files, s.wrong+o.wrong, s.failed+o.failed
+	s.reported, s.unreported = s.reported+o.reported, s.unreported+o.unreported
+	s.stall = max(s.stall, o.stall)
+}
+
+// container is a reader that runs.
+type container struct {
+	id      string
+	started chan struct{}
+	done    chan struct{}
+
+	mu   sync.Mutex
+	seen seen
+	err  error
+}
+
+// read starts a container that reads the files a number of times.
+func (n *node) read(ctx context.Context, passes int) (*container, error) {
+	n.containers++
+	c := &container{id: fmt.Sprint("reader-", n.containers), started: make(chan struct{}), done: make(chan struct{})}
+	cmd := exec.CommandContext(ctx, filepath.Join(n.env.Bin, "ctr"), "--address", n.containerd.Address, "run", "--rm", "--snapshotter", "lacuna",
+		"--mount", "type=bind,src="+n.expected+",dst=/expected,options=rbind:ro",
+		"--mount", "type=bind,src="+n.env.Path("reader.py")+",dst=/reader.py,options=rbind:ro",
+		n.ref, c.id, "python3", "/reader.py", "/", strconv.Itoa(passes))
+	cmd.Env = append(os.Environ(), "PATH="+n.env.Bin+":"+os.Getenv("PATH"))
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	go func() {
+		c.follow(out)
+		if err := cmd.Wait(); err != nil {
+			c.err = fmt.Errorf("container %s: %w: %s", c.id, err, stderr.String())
+		}
+		close(c.done)
+	}()
+	return c, nil
+}
+
+// follow takes what a reader prints.
+func (c *container) follow(out io.Reader) {
+	files := 0
+	for s := bufio.NewScanner(out); s.Scan(); {
+		var stall float64
+		var pass int
+		c.mu.Lock()
+		switch verb, rest, _ := strings.Cut(s.Text(), " "); verb {
+		case "started":
+			files, _ = strconv.Atoi(rest)
+			close(c.started)
+		case "wrong":
+			c.seen.wrong++
+		case "failed":
+			c.seen.failed++
+		case "pass":
+			if _, err := fmt.Sscanf(rest, "%d stall %g", &pass, &stall); err == nil {
+				c.seen.passes++
+				c.seen.files += files
+				c.seen.stall = max(c.seen.stall, time.Duration(stall*float64(time.Second)))
+			}
+		}
+		c.mu.Unlock()
+	}
+}
