@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -13,7 +12,6 @@ import (
 	"time"
 
 	"github.com/lacuna-snapshotter/lacuna/integration/harness"
-	"github.com/lacuna-snapshotter/lacuna/internal/statusapi"
 )
 
 // plan is how often each injury is done.
@@ -122,7 +120,7 @@ const (
 // round pulls the image anew, has containers read it, and does what is to be
 // done meanwhile.
 func (n *node) round(ctx context.Context, meanwhile func(over <-chan struct{}) error) (total seen, err error) {
-	if err := n.pull(ctx, "lacuna"); err != nil {
+	if err := n.pullLazily(ctx); err != nil {
 		return total, err
 	}
 	var list []*container
@@ -255,7 +253,7 @@ func (n *node) dieAt(ctx context.Context, top, point string, times int) (total s
 // containers read right bytes.
 func (n *node) killEverything(ctx context.Context, times int) (total seen, err error) {
 	for range times {
-		if err := n.pull(ctx, "lacuna"); err != nil {
+		if err := n.pullLazily(ctx); err != nil {
 			return total, err
 		}
 		c, err := n.read(ctx, 1)
@@ -329,12 +327,8 @@ func (n *node) reconnect(ctx context.Context) (err error) {
 // reported tells whether the daemon names a container among those that were not
 // served.
 func (n *node) reported(ctx context.Context, id string) (bool, error) {
-	out, err := n.env.Lacunactl(ctx, "--json", "status")
+	st, err := n.status(ctx)
 	if err != nil {
-		return false, err
-	}
-	var st statusapi.Status
-	if err := json.Unmarshal([]byte(out), &st); err != nil {
 		return false, err
 	}
 	for _, u := range st.Unserved {

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lacuna-snapshotter/lacuna/integration/harness"
+	"github.com/lacuna-snapshotter/lacuna/internal/statusapi"
 )
 
 // node is a machine's worth of parts, with one image.
@@ -84,6 +86,28 @@ func (n *node) start() (err error) {
 func (n *node) pull(ctx context.Context, snapshotter string) error {
 	_, err := n.containerd.Ctr(ctx, "images", "pull", "--hosts-dir", n.env.HostsDir(), "--snapshotter", snapshotter, n.ref)
 	return err
+}
+
+// pullLazily pulls with ours, and makes sure that nothing was left to
+// containerd's own unpack: there would be nothing to injure.
+func (n *node) pullLazily(ctx context.Context) error {
+	if err := n.pull(ctx, "lacuna"); err != nil {
+		return err
+	}
+	st, err := n.status(ctx)
+	if err == nil && (st.Fallbacks > 0 || st.Filling == 0) {
+		err = fmt.Errorf("the pull was not lazy: %+v", st)
+	}
+	return err
+}
+
+// status asks the daemon.
+func (n *node) status(ctx context.Context) (st statusapi.Status, err error) {
+	out, err := n.env.Lacunactl(ctx, "--json", "status")
+	if err != nil {
+		return st, err
+	}
+	return st, json.Unmarshal([]byte(out), &st)
 }
 
 // forget removes the image's lazy layers, so that the next pull finds holes.

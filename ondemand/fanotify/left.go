@@ -32,11 +32,12 @@ func encodeSlot(e event, id inode) []byte {
 type left struct {
 	event
 	file inode // zero where the daemon died before it knew
-	slot int   // -1 where it is in the inbox only
+	slot int
 }
 
 // leftovers lists what a dead daemon has not answered, and perhaps some that it
-// has: a second answer does no harm.
+// has: a second answer does no harm. What was in the inbox only has a slot
+// afterwards, since the next read goes there, and we may die as well.
 func leftovers(j *journal.Journal) (list []left, err error) {
 	seen := map[int32]bool{}
 	ne := binary.NativeEndian
@@ -59,8 +60,9 @@ func leftovers(j *journal.Journal) (list []left, err error) {
 	for _, e := range events {
 		if e.fd >= 0 && !seen[e.fd] {
 			seen[e.fd] = true
-			list = append(list, left{event: e, slot: -1})
+			list = append(list, left{event: e, slot: j.Put(encodeSlot(e, inode{}))})
 		}
 	}
+	j.Emptied(len(j.Inbox()))
 	return list, err
 }

@@ -7,6 +7,7 @@
 //	process.go   Run, the keeper's life
 //	client.go    Keeper, the daemon's end of one keeper
 //	set.go       Set, several keepers that hold the same
+//	systemd.go   the service manager's descriptor store, one more holder
 //
 // # Model
 //

@@ -2,8 +2,11 @@ package keeper
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -15,13 +18,19 @@ import (
 
 // TestMain lets the test binary be the keeper that Start starts.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "keeper" {
-		if err := Run(); err != nil {
-			os.Exit(1)
-		}
-		os.Exit(0)
+	var err error
+	switch {
+	case len(os.Args) > 1 && os.Args[1] == "keeper":
+		err = Run()
+	case len(os.Args) > 2 && os.Args[1] == "systemd":
+		err = readKept(os.Args[2])
+	default:
+		os.Exit(m.Run())
 	}
-	os.Exit(m.Run())
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 }
 
 func pipe(t *testing.T) (r, w *os.File) {
@@ -183,4 +192,97 @@ func TestManyDescriptors(t *testing.T) {
 	if err := s.End(); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestSystemd is a service manager as far as descriptors go.
+func TestSystemd(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "notify")
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer manager.Close()
+	t.Setenv("NOTIFY_SOCKET", path)
+	s, found := open(t, dir)
+	if found != nil {
+		t.Errorf("found %v", found)
+	}
+	r, w := pipe(t)
+	t.Cleanup(func() { _ = s.End() })
+	keep(t, s, "fanotify group", w)
+	keep(t, s, "too:odd", r) // keepers take it
+	message := func() (string, int) {
+		t.Helper()
+		b, oob := make([]byte, 4096), make([]byte, 64)
+		if err := manager.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		n, oobn, _, _, err := manager.ReadMsgUnix(b, oob)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b[:n]), oobn
+	}
+	for _, want := range []struct {
+		text string
+		fds  bool
+	}{
+		{"FDSTOREREMOVE=1\nFDNAME=fanotify group", false},
+		{"FDSTORE=1\nFDPOLL=0\nFDNAME=fanotify group", true},
+	} {
+		if text, n := message(); text != want.text || n > 0 != want.fds {
+			t.Errorf("%q with %d bytes of descriptors, want %q", text, n, want.text)
+		}
+	}
+	if err := s.End(); err != nil {
+		t.Error(err)
+	}
+	if text, _ := message(); text != "FDSTOREREMOVE=1\nFDNAME=fanotify group" {
+		t.Errorf("%q", text)
+	}
+}
+
+// TestSystemdGivesBack starts a process as the manager does, with what its store
+// holds.
+func TestSystemdGivesBack(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "notify")
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer manager.Close()
+	r, w := pipe(t)
+	if _, err := w.WriteString("kept"); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// LISTEN_PID must be the process's own.
+	cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ exec "$0" systemd "$1"`, self, dir)
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+path, "LISTEN_FDS=1", "LISTEN_FDNAMES=fanotify group")
+	cmd.ExtraFiles = []*os.File{r}
+	if out, err := cmd.CombinedOutput(); err != nil || string(out) != "kept" {
+		t.Errorf("%q, %v", out, err)
+	}
+}
+
+// readKept prints what a kept pipe holds, and ends the keepers it has started.
+func readKept(dir string) error {
+	s, found, err := Open(dir, 2, slog.New(slog.DiscardHandler), "keeper", dir)
+	if err != nil {
+		return err
+	}
+	b := make([]byte, 4)
+	if f := found["fanotify group"]; f != nil {
+		if _, err := f.Read(b); err != nil {
+			return err
+		}
+		os.Stdout.Write(b)
+	}
+	return s.End()
 }

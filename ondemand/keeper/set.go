@@ -19,17 +19,21 @@ type Set struct {
 
 	mu      sync.Mutex
 	keepers []*Keeper // nil where one is missing
+	systemd *Systemd  // nil where no service manager has started us
 	held    map[string]int
 	leaving bool
 	watch   sync.WaitGroup
 }
 
 // Open connects to the keepers of a directory and starts those of count that
-// are missing. Found is what the living ones hold, nil where there were none; it
-// is the caller's, and is held on under its labels. Args is the command line of
-// this binary that leads to Run.
+// are missing. Found is what the living ones hold, and the service manager's
+// store, nil where there were none; it is the caller's, and is held on under its
+// labels. Args is the command line of this binary that leads to Run.
 func Open(dir string, count int, log *slog.Logger, args ...string) (s *Set, found map[string]*os.File, err error) {
 	s = &Set{dir: dir, args: args, log: log, keepers: make([]*Keeper, count), held: map[string]int{}}
+	if s.systemd, found, err = OpenSystemd(); err != nil {
+		log.Warn("the service manager's descriptor store cannot be used", "error", err)
+	}
 	for i := range s.keepers {
 		k, err := Connect(s.socket(i))
 		if errors.Is(err, ErrNone) {
@@ -143,6 +147,11 @@ func (s *Set) Keep(label string, fd int) error {
 		unix.Close(old)
 	}
 	s.held[label] = own
+	if s.systemd != nil {
+		if err := s.systemd.Keep(label, fd); err != nil && !errors.Is(err, errName) {
+			s.log.Warn("the service manager does not keep a descriptor", "label", label, "error", err)
+		}
+	}
 	return s.each(func(k *Keeper) error { return k.Keep(label, fd) })
 }
 
@@ -154,7 +163,18 @@ func (s *Set) Drop(label string) error {
 		unix.Close(own)
 		delete(s.held, label)
 	}
+	s.forget(label)
 	return s.each(func(k *Keeper) error { return k.Drop(label) })
+}
+
+// forget drops a label from the service manager's store.
+func (s *Set) forget(label string) {
+	if s.systemd == nil {
+		return
+	}
+	if err := s.systemd.Drop(label); err != nil {
+		s.log.Warn("the service manager does not drop a descriptor", "label", label, "error", err)
+	}
 }
 
 // each calls f for every keeper. One that is dead is replaced with what is held
@@ -192,8 +212,13 @@ func (s *Set) Alive() (n int) {
 // Leave lets the keepers live on for the next daemon.
 func (s *Set) Leave() error { return s.part((*Keeper).Leave) }
 
-// End ends the keepers.
+// End ends the keepers, and empties the service manager's store.
 func (s *Set) End() error {
+	s.mu.Lock()
+	for label := range s.held {
+		s.forget(label)
+	}
+	s.mu.Unlock()
 	err := s.part((*Keeper).End)
 	for i := range s.keepers {
 		if rmErr := os.Remove(s.socket(i)); rmErr != nil && !errors.Is(rmErr, os.ErrNotExist) {
