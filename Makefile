@@ -9,7 +9,7 @@ export CGO_ENABLED ?= 0
 PACKAGES := runc erofs-utils mmdebstrap attr tar gzip xz-utils ca-certificates
 FUZZ_TIME ?= 8s
 
-.PHONY: build tools packages demo test unit race kernel integration vm-test fuzz lint bench clean
+.PHONY: build tools packages demo test unit race kernel integration vm-test chaos chaos-short fuzz lint bench clean
 
 build:
 	$(GO) build -o bin/ ./cmd/...
@@ -34,10 +34,10 @@ demo: tools
 	@$(GO) run ./integration/demo
 
 # Everything; what needs cgo is only the race detector.
-test: tools unit race kernel fuzz integration vm-test
+test: tools unit race kernel fuzz integration chaos-short vm-test
 
-KERNEL := ./erofs ./ondemand/fanotify ./snapshot
-OTHERS = $(shell $(GO) list ./... | grep -v -e /integration -e lacuna/erofs$$ -e ondemand/fanotify -e lacuna/snapshot$$)
+KERNEL := ./erofs ./ondemand/fanotify ./ondemand/fusefile ./snapshot
+OTHERS = $(shell $(GO) list ./... | grep -v -e /integration -e lacuna/erofs$$ -e ondemand/fanotify -e ondemand/fusefile -e lacuna/snapshot$$)
 
 unit:
 	$(GO) vet ./...
@@ -52,6 +52,15 @@ kernel:
 
 integration:
 	$(GO) test -timeout 15m ./integration
+
+# Kills under reading containers. The whole of it, which writes
+# docs/reliability.md, takes half an hour; make test has a part of it.
+chaos: tools
+	$(GO) run ./integration/chaos -write
+	$(GO) run ./integration/vm -run TestKilledDaemon -kills 500 -limit 40m
+
+chaos-short: tools
+	$(GO) run ./integration/chaos -kills 40 -points 4 -pairs 10 -all 2 -cuts 1
 
 # The cachefiles transport on Debian's 6.1 and 6.12 kernels, in QEMU. Kernels and
 # root file system are made once, in .cache/vm. What only this needs is installed

@@ -27,11 +27,16 @@ func (l *Layers) settle() {
 		return
 	}
 	const look = 500 * time.Millisecond
+	paused := ""
 	for {
+		if why := pressed(l.Root); why != paused {
+			l.Log.Info("filling ahead", "paused", why != "", "why", why)
+			paused = why
+		}
 		layer, off := l.nextHole()
 		wait := look
 		switch {
-		case layer == nil, l.over.Load():
+		case layer == nil, l.over.Load(), paused != "":
 		case l.Engine.Quiet() < l.Settle.Quiet:
 			wait = min(look, l.Settle.Quiet)
 		default:

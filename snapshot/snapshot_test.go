@@ -51,6 +51,7 @@ func start(ctx context.Context, root string, group *os.File, log *slog.Logger) (
 		if group, err = fanotify.NewGroup(); err != nil {
 			return nil, err
 		}
+		n.group = group
 	}
 	j, err := journal.New(fanotify.Journal)
 	if err != nil {

@@ -120,7 +120,7 @@ const (
 // round pulls the image anew, has containers read it, and does what is to be
 // done meanwhile.
 func (n *node) round(ctx context.Context, meanwhile func(over <-chan struct{}) error) (total seen, err error) {
-	if err := n.pullLazily(ctx); err != nil {
+	if err := errors.Join(n.pullLazily(ctx), harness.DropCaches()); err != nil {
 		return total, err
 	}
 	var list []*container
@@ -253,7 +253,7 @@ func (n *node) dieAt(ctx context.Context, top, point string, times int) (total s
 // containers read right bytes.
 func (n *node) killEverything(ctx context.Context, times int) (total seen, err error) {
 	for range times {
-		if err := n.pullLazily(ctx); err != nil {
+		if err := errors.Join(n.pullLazily(ctx), harness.DropCaches()); err != nil {
 			return total, err
 		}
 		c, err := n.read(ctx, 1)

@@ -1,13 +1,15 @@
 # Runs in the VM, as all that it does.
 set -u
 run=$(sed -n 's/.*lacuna.run=\([^ ]*\).*/\1/p' /proc/cmdline)
+LACUNA_KILLS=$(sed -n 's/.*lacuna.kills=\([0-9]*\).*/\1/p' /proc/cmdline)
+export LACUNA_KILLS
 echo 60 >/proc/sys/kernel/hung_task_timeout_secs
 uname -r
 status=0
 mkdir -p /var/tmp/tests
 cd /var/tmp/tests
 export TMPDIR=/var/tmp/tests LACUNA_VM=1
-/payload/bin/cachefiles.test -test.v -test.run "$run" -test.timeout 8m || status=1
+/payload/bin/cachefiles.test -test.v -test.run "$run" -test.timeout 60m || status=1
 /payload/bin/guest.test -test.v -test.run "$run" -test.timeout 8m || status=1
 
 # Nothing is left: no mount, no descriptor of the cache, no complaint.

@@ -2,7 +2,7 @@
 // Debian's, in QEMU, without hardware virtualization. It makes the kernels and
 // the root file system once, in the directory it is given.
 //
-//	go run ./integration/vm -cache DIR -bin DIR [-kernel 6.1,6.12] [-run REGEXP]
+//	go run ./integration/vm -cache DIR -bin DIR [-kernel 6.1,6.12] [-run REGEXP] [-kills N] [-limit 30m]
 package main
 
 import (
@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -41,6 +42,8 @@ func run(ctx context.Context) (err error) {
 	flag.StringVar(&v.bin, "bin", ".cache/bin", "our commands and the pinned tools")
 	flag.StringVar(&v.images, "images", ".cache/images", "layers of the image to run")
 	flag.StringVar(&v.filter, "run", ".", "regular expression of the tests to run")
+	flag.IntVar(&v.kills, "kills", 20, "how often the daemon is killed in TestKilledDaemon, at least")
+	flag.DurationVar(&v.limit, "limit", 9*time.Minute, "when a VM counts as hanging")
 	flag.Parse()
 	if v.cache, err = filepath.Abs(v.cache); err != nil {
 		return err
@@ -99,9 +102,6 @@ func command(ctx context.Context, name string, args ...string) error {
 	return nil
 }
 
-// limit ends a VM that hangs.
-const limit = 9 * time.Minute
-
 // boot runs the guest's script on one kernel.
 func (v *vm) boot(ctx context.Context, series string) error {
 	dir := filepath.Join(v.cache, series)
@@ -109,13 +109,13 @@ func (v *vm) boot(ctx context.Context, series string) error {
 	if err := v.initramfs(ctx, dir, initrd); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := context.WithTimeout(ctx, v.limit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64",
 		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2048",
 		"-nographic", "-no-reboot", "-nodefaults", "-serial", "stdio",
 		"-kernel", filepath.Join(dir, "vmlinuz"), "-initrd", initrd,
-		"-append", "console=ttyS0 quiet panic=-1 hung_task_timeout_secs=60 lacuna.run="+v.filter,
+		"-append", "console=ttyS0 quiet panic=-1 hung_task_timeout_secs=60 lacuna.run="+v.filter+" lacuna.kills="+strconv.Itoa(v.kills),
 		"-drive", "if=virtio,format=raw,snapshot=on,file="+filepath.Join(v.cache, "root.ext4"),
 		"-drive", "if=virtio,format=raw,snapshot=on,file="+filepath.Join(v.work, "payload.ext4"))
 	cmd.Env = append(os.Environ(), "TMPDIR="+v.work)
@@ -136,7 +136,7 @@ func (v *vm) boot(ctx context.Context, series string) error {
 	}
 	switch {
 	case ctx.Err() != nil:
-		return fmt.Errorf("the VM did not end within %s", limit)
+		return fmt.Errorf("the VM did not end within %s", v.limit)
 	case end == "":
 		return fmt.Errorf("the VM died: %w", s.Err())
 	case end != "0":

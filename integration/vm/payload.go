@@ -8,12 +8,15 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // vm is where things are.
 type vm struct {
 	cache, bin, images, work string
 	filter                   string
+	kills                    int
+	limit                    time.Duration
 }
 
 // modules are what the guest needs besides what the kernels have built in;

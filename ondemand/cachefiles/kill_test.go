@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -231,15 +232,34 @@ func endVictims(t *testing.T, dir string) {
 }
 
 // TestKilledDaemon kills the daemon again and again under readers, with keepers
-// that hold the device: the readers wait, and read right bytes.
+// that hold the device: the readers wait, and read right bytes. LACUNA_KILLS is
+// how often, at least.
 func TestKilledDaemon(t *testing.T) {
 	needKernel(t)
+	want := 20
+	if s := os.Getenv("LACUNA_KILLS"); s != "" {
+		var err error
+		if want, err = strconv.Atoi(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kills, files, longest := 0, 0, time.Duration(0)
+	for round := 0; kills < want && !t.Failed(); round++ {
+		t.Run(fmt.Sprint(round), func(t *testing.T) {
+			k, f, l := killRound(t)
+			kills, files, longest = kills+k, files+f, max(longest, l)
+		})
+	}
+	fmt.Printf("cachefiles: daemon killed %d times: %d files read, all right, longest read of a file %s\n", kills, files, longest.Round(time.Millisecond))
+}
+
+// killRound reads fresh layers once while the daemon is killed.
+func killRound(t *testing.T) (kills, files int, longest time.Duration) {
 	dir := t.TempDir()
 	writeVictims(t, dir)
 	t.Cleanup(func() { endVictims(t, dir) })
 	daemon := startDaemon(t, dir, "kept")
 	var readers sync.WaitGroup
-	var longest time.Duration
 	var mu sync.Mutex
 	for i := range victims {
 		readers.Add(1)
@@ -254,6 +274,7 @@ func TestKilledDaemon(t *testing.T) {
 				out, err := exec.Command("cmp", path, strings.Replace(path, ".right", "", 1)).CombinedOutput()
 				mu.Lock()
 				longest = max(longest, time.Since(began))
+				files++
 				mu.Unlock()
 				if err != nil {
 					return fmt.Errorf("%w: %s", err, out)
@@ -267,7 +288,6 @@ func TestKilledDaemon(t *testing.T) {
 	}
 	done := make(chan struct{})
 	go func() { readers.Wait(); close(done) }()
-	kills := 0
 	for reading := true; reading; {
 		select {
 		case <-done:
@@ -278,7 +298,6 @@ func TestKilledDaemon(t *testing.T) {
 			daemon = startDaemon(t, dir, "kept")
 		}
 	}
-	t.Logf("%d kills, longest read %s", kills, longest.Round(time.Millisecond))
 	if kills == 0 {
 		t.Error("the readers were faster than the first kill")
 	}
@@ -288,6 +307,7 @@ func TestKilledDaemon(t *testing.T) {
 		}
 	}
 	kill(t, daemon)
+	return kills, files, longest
 }
 
 // TestEverybodyKilled kills the daemon where nobody else holds the device: reads

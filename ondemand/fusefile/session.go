@@ -229,7 +229,7 @@ func (s *session) answer(m []byte) {
 		// go-fuse could not even make an answer.
 		n = 16
 		ne := binary.NativeEndian
-		ne.PutUint32(*out, 16) // struct fuse_out_header
+		ne.PutUint32(*out, 16)                        // struct fuse_out_header
 		ne.PutUint32((*out)[4:], ^uint32(unix.EIO)+1) // negative
 		ne.PutUint64((*out)[8:], unique(m))
 	}
