@@ -52,7 +52,7 @@ func (s *layerSource) load() (*fetcher.Layer, error) {
 		if err != nil {
 			return nil, err
 		}
-		remote = indexRepo.Blob(from.Entry.Blob).ReadAt
+		remote = indexRepo.Blob(from.Entry.Blob).Patient().ReadAt
 	}
 	file, err := s.store.File(s.layer)
 	if err != nil {
@@ -62,7 +62,7 @@ func (s *layerSource) load() (*fetcher.Layer, error) {
 	head.Bootstrap = nil // the mount has it
 	s.open = &fetcher.Layer{
 		Map:     head.Map,
-		Remote:  repo.Blob(v1.Descriptor{Digest: s.layer, Size: head.Map.PackedSize}),
+		Remote:  repo.Blob(v1.Descriptor{Digest: s.layer, Size: head.Map.PackedSize}).Patient(),
 		Windows: index.NewWindows(head, file, remote),
 	}
 	return s.open, nil

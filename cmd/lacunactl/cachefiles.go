@@ -129,7 +129,7 @@ func (c *serveSettings) addImage(ctx context.Context, engine *ondemand.Engine, s
 			return nil, err
 		}
 		head.Bootstrap = nil
-		source := &fetcher.Layer{Map: head.Map, Remote: e.image.Repo.Blob(l.Descriptor), Windows: index.NewWindows(head, file, remote)}
+		source := &fetcher.Layer{Map: head.Map, Remote: e.image.Repo.Blob(l.Descriptor).Patient(), Windows: index.NewWindows(head, file, remote)}
 		b, err := openBlob(engine, server, ondemand.Key{Volume: c.domain, Cookie: l.Digest.Encoded()}, head.Map.BlobSize, head.Map.SpanSize, source)
 		if err != nil {
 			return nil, err
@@ -179,7 +179,7 @@ func (e *indexer) remoteWindows(layer digest.Digest) (index.ReadRange, error) {
 	if err != nil || !found {
 		return nil, err
 	}
-	return e.image.Repo.Blob(from.Entry.Blob).ReadAt, nil
+	return e.image.Repo.Blob(from.Entry.Blob).Patient().ReadAt, nil
 }
 
 func openBlob(engine *ondemand.Engine, server *cachefiles.Server, key ondemand.Key, size, span int64, source ondemand.Source) (*ondemand.Blob, error) {

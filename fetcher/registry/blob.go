@@ -16,8 +16,9 @@ import (
 
 // Blob is random access to one blob.
 type Blob struct {
-	repo *Repository
-	desc v1.Descriptor
+	repo    *Repository
+	desc    v1.Descriptor
+	patient bool
 
 	// target is where the registry last redirected to, often a signed URL of
 	// an object store. It saves a round trip a read until it is refused.
@@ -26,6 +27,13 @@ type Blob struct {
 
 // Blob returns access to a blob. It sends no request.
 func (r *Repository) Blob(desc v1.Descriptor) *Blob { return &Blob{repo: r, desc: desc} }
+
+// Patient makes readers wait rather than fail: what may go well later is tried
+// until the reader's context ends. It is called before the blob is used.
+func (b *Blob) Patient() *Blob {
+	b.patient = true
+	return b
+}
 
 // Size is the blob's size as its descriptor says.
 func (b *Blob) Size() int64 { return b.desc.Size }
@@ -72,7 +80,7 @@ func (r *blobReader) Read(p []byte) (int, error) {
 		return 0, r.err
 	}
 	n := 0
-	r.err = r.blob.repo.do(r.ctx, func() error {
+	r.err = r.blob.repo.do(r.ctx, r.blob.patient, func() error {
 		if r.body == nil {
 			if err := r.connect(); err != nil {
 				return err

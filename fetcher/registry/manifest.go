@@ -128,7 +128,7 @@ func (r *Repository) Referrers(ctx context.Context, subject digest.Digest, artif
 
 // get reads a small answer whole, with retries.
 func (r *Repository) get(ctx context.Context, c call) (body []byte, header http.Header, err error) {
-	err = r.do(ctx, func() error {
+	err = r.do(ctx, false, func() error {
 		resp, err := r.send(ctx, c)
 		if err != nil {
 			return err

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -20,7 +21,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry/registrytest"
 )
 
-var quick = Retry{Attempts: 4, Base: time.Millisecond, Max: 50 * time.Millisecond}
+var quick = Retry{Attempts: 4, Base: time.Millisecond, Max: 50 * time.Millisecond, MaxAfter: 50 * time.Millisecond}
 
 func newBlob(t *testing.T, reg *registrytest.Registry, content []byte, opts Options) *Blob {
 	t.Helper()
@@ -94,6 +95,38 @@ func repeat(f registrytest.Fault, n int) (list []registrytest.Fault) {
 		list = append(list, f)
 	}
 	return list
+}
+
+// TestPatience has a registry fail more often than the attempts allow.
+func TestPatience(t *testing.T) {
+	reg := registrytest.New(t)
+	want := content(1000)
+	opts := Options{Retry: Retry{Attempts: 3, Base: time.Millisecond, Max: time.Millisecond}}
+	b := newBlob(t, reg, want, opts)
+	reg.Fail(repeat(registrytest.Status(http.StatusServiceUnavailable, ""), 10)...)
+	if err := b.ReadAt(t.Context(), make([]byte, 10), 0); err == nil {
+		t.Fatal("ten failures were borne with three attempts")
+	}
+	b = b.repo.Blob(b.desc).Patient()
+	reg.Fail(repeat(registrytest.Status(http.StatusServiceUnavailable, ""), 20)...)
+	got := make([]byte, len(want))
+	if err := b.ReadAt(t.Context(), got, 0); err != nil || !bytes.Equal(got, want) {
+		t.Fatal("no patience:", err)
+	}
+	if len(b.repo.client.Troubles()) != 0 {
+		t.Error("a registry that answers is in trouble")
+	}
+	// Until the reader gives up.
+	reg.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if err := b.ReadAt(ctx, got, 0); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+	troubles := b.repo.client.Troubles()
+	if len(troubles) != 1 || troubles[0].Failures < 2 || troubles[0].Error == "" || troubles[0].Since.IsZero() {
+		t.Errorf("%+v", troubles)
+	}
 }
 
 func TestRegistryDown(t *testing.T) {

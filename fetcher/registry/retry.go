@@ -13,7 +13,8 @@ import (
 type Retry struct {
 	Attempts int           // tries in a row without progress; zero means 6
 	Base     time.Duration // wait after the first failure; zero means 100 ms
-	Max      time.Duration // longest wait, also for Retry-After; zero means 10 s
+	Max      time.Duration // longest wait of our own choice; zero means 3 s
+	MaxAfter time.Duration // longest wait that a server's Retry-After gets; zero means 1 minute
 }
 
 func (r Retry) withDefaults() Retry {
@@ -24,19 +25,23 @@ func (r Retry) withDefaults() Retry {
 		r.Base = 100 * time.Millisecond
 	}
 	if r.Max == 0 {
-		r.Max = 10 * time.Second
+		r.Max = 3 * time.Second
+	}
+	if r.MaxAfter == 0 {
+		r.MaxAfter = time.Minute
 	}
 	return r
 }
 
-// do calls f until it succeeds, fails for good, or the attempts are used up.
-func (r Retry) do(ctx context.Context, f func() error) error {
+// do calls f until it succeeds, fails for good, or the attempts are used up. With
+// patient set only ctx ends the attempts.
+func (r Retry) do(ctx context.Context, patient bool, f func() error) error {
 	for failures := 1; ; failures++ {
 		err := f()
 		if err == nil {
 			return nil
 		}
-		if failures >= r.Attempts || ctx.Err() != nil || !temporary(err) {
+		if failures >= r.Attempts && !patient || ctx.Err() != nil || !temporary(err) {
 			return err
 		}
 		timer := time.NewTimer(r.wait(failures, err))
@@ -56,7 +61,7 @@ func (r Retry) wait(failures int, err error) time.Duration {
 	d = d/2 + rand.N(d/2+1)
 	var e *Error
 	if errors.As(err, &e) {
-		d = max(d, min(e.retryAfter, r.Max))
+		d = max(d, min(e.retryAfter, r.MaxAfter))
 	}
 	return d
 }

@@ -57,8 +57,8 @@ func (c *Client) Troubles() []Trouble {
 }
 
 // do calls f within the retry policy and notes how each try went.
-func (r *Repository) do(ctx context.Context, f func() error) error {
-	return r.client.opts.Retry.do(ctx, func() error {
+func (r *Repository) do(ctx context.Context, patient bool, f func() error) error {
+	return r.client.opts.Retry.do(ctx, patient, func() error {
 		err := f()
 		r.client.troubles.note(ctx, r.registry, err)
 		return err
