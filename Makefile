@@ -65,7 +65,7 @@ chaos-short: tools
 # The cachefiles transport on Debian's 6.1 and 6.12 kernels, in QEMU. Kernels and
 # root file system are made once, in .cache/vm. What only this needs is installed
 # here.
-VM_PACKAGES := qemu-system-x86 e2fsprogs kmod cpio gcc-12 make
+VM_PACKAGES := qemu-system-x86 e2fsprogs kmod cpio gcc-12 make libelf1
 vm-test: tools
 	@$(MAKE) --no-print-directory packages PACKAGES="$(VM_PACKAGES)"
 	$(GO) vet -tags vm ./integration/vm/...

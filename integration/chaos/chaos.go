@@ -315,13 +315,13 @@ func (n *node) killEverything(ctx context.Context, times int) (total seen, err e
 // reconnect waits until containerd tries the daemon's socket again, which it does
 // not do for a second after it was refused.
 func (n *node) reconnect(ctx context.Context) (err error) {
-	for range 100 {
+	for range 300 {
 		if _, err = n.containerd.Ctr(ctx, "snapshots", "--snapshotter", "lacuna", "list"); err == nil {
 			return nil
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	return err
+	return fmt.Errorf("%w\n%s", err, n.daemon.Tail())
 }
 
 // reported tells whether the daemon names a container among those that were not
