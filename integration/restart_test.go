@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os/exec"
 	"strings"
@@ -64,6 +65,36 @@ func TestContainersOutliveTheDaemon(t *testing.T) {
 				t.Errorf("wrong bytes:\n%s\nwant\n%s", got.String(), want)
 			}
 		})
+	}
+}
+
+// TestStoppedWithoutRegistry stops the daemon while a container waits for bytes
+// that cannot be had: the next daemon gets them.
+func TestStoppedWithoutRegistry(t *testing.T) {
+	p := real(t)
+	p.forget(t)
+	ctx := t.Context()
+	if _, err := p.containerd.Ctr(ctx, "images", "pull", "--hosts-dir", p.env.HostsDir(), "--snapshotter", "lacuna", p.ref); err != nil {
+		t.Fatal(err)
+	}
+	p.link.Cut()
+	type result struct {
+		out string
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		out, err := p.containerd.RunIn(ctx, "lacuna", p.ref, "waits", "sh", "-c", "cat /usr/share/perl5/*/* /usr/lib/x86_64-linux-gnu/*.so* >/dev/null && echo all")
+		done <- result{out, err}
+	}()
+	time.Sleep(time.Second)
+	err := p.daemon.Stop()
+	p.link.Mend()
+	if err := errors.Join(err, p.startDaemon()); err != nil {
+		t.Fatal(err)
+	}
+	if r := <-done; r.err != nil || strings.TrimSpace(r.out) != "all" {
+		t.Errorf("%q, %v\n%s", r.out, r.err, p.daemon.Tail())
 	}
 }
 

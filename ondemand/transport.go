@@ -1,5 +1,10 @@
 package ondemand
 
+import (
+	"sync"
+	"time"
+)
+
 // Transport connects readers in the kernel to blobs. Its kinds are packages of
 // their own; all pass package transporttest.
 //
@@ -39,11 +44,26 @@ type Transport interface {
 	// Until then requests for others wait. It answers what a dead daemon has
 	// left.
 	Recover()
-	// Drain waits until the requests that were taken are answered. Later ones
-	// are left for whoever holds the kernel's side after us. Close comes next,
-	// when the blobs are closed.
+	// Drain takes no more requests and waits a while until those taken are
+	// answered. What is not, and what comes later, is left for whoever holds
+	// the kernel's side after us: from now on a fill that fails is not
+	// answered. Close comes next, when the blobs are closed.
 	Drain()
 	// Close stops taking requests and answers those taken. What the kernel does
 	// with later ones is the transport's own matter.
 	Close() error
+}
+
+// drainTime is how long Drain waits: longer than a fetch takes on a good line,
+// shorter than a service manager's patience.
+const drainTime = 5 * time.Second
+
+// WaitDrained is Drain's wait for the requests under way.
+func WaitDrained(work *sync.WaitGroup) {
+	done := make(chan struct{})
+	go func() { work.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(drainTime):
+	}
 }

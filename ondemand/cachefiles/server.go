@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -53,6 +54,7 @@ type Server struct {
 	seen func(message) // for tests: every request, in order
 
 	stopping  sync.Once
+	leaving   atomic.Bool
 	recovered chan struct{} // closed by Recover
 
 	mu         sync.Mutex
@@ -146,11 +148,17 @@ func (s *Server) Name() string { return "cachefiles" }
 func (s *Server) Recover() { close(s.recovered) }
 
 // Drain implements ondemand.Transport.
-func (s *Server) Drain() { s.stop(false) }
+func (s *Server) Drain() {
+	s.leaving.Store(true)
+	s.stop()
+	ondemand.WaitDrained(&s.work)
+}
 
 // Close implements ondemand.Transport. Fills under way are ended.
 func (s *Server) Close() error {
-	s.stop(true)
+	s.cancel()
+	s.stop()
+	s.work.Wait()
 	s.mu.Lock()
 	objects := s.objects
 	s.objects = map[uint32]*object{}
@@ -162,17 +170,13 @@ func (s *Server) Close() error {
 	return errors.Join(append(errs, s.kernel.close())...)
 }
 
-// stop ends the reader and waits for what it has begun.
-func (s *Server) stop(now bool) {
-	if now {
-		s.cancel()
-	}
+// stop ends the reader.
+func (s *Server) stop() {
 	s.stopping.Do(func() {
 		s.kernel.wake()
 		<-s.loop
 		close(s.cull)
 	})
-	s.work.Wait()
 }
 
 // read is the loop. It reads until the queue is empty, then waits.
@@ -258,9 +262,11 @@ func (s *Server) take(b []byte) {
 			return
 		}
 		s.goDo(func() {
-			s.fill(m, o)
+			filled := s.fill(m, o)
 			s.done(r)
-			s.complete(m, o)
+			if filled || !s.leaving.Load() || s.Keeper == nil {
+				s.complete(m, o)
+			} // else it is restored for the successor
 		})
 	default:
 		s.Log.Error("cachefiles request with an unknown opcode", "opcode", m.op, "id", m.id)
@@ -358,11 +364,11 @@ func (s *Server) bind(o *object, b *ondemand.Blob) error {
 }
 
 // fill brings a READ's range, or says in the log why not.
-func (s *Server) fill(m message, o *object) {
+func (s *Server) fill(m message, o *object) bool {
 	select {
 	case <-o.opened:
 	case <-s.ctx.Done():
-		return
+		return false
 	}
 	st := o.bound()
 	var b *ondemand.Blob
@@ -371,7 +377,7 @@ func (s *Server) fill(m message, o *object) {
 	}
 	if b == nil {
 		s.Log.Error("read fails with EIO: its layer is not attached", "request", m)
-		return
+		return false
 	}
 	if st.covers(m.off, m.n) {
 		if err := st.doubt(s.ctx, o); err != nil {
@@ -380,7 +386,9 @@ func (s *Server) fill(m message, o *object) {
 	}
 	if err := b.Fill(s.ctx, m.off, m.n); err != nil {
 		s.Log.Error("read fails with EIO", "error", err)
+		return false
 	}
+	return true
 }
 
 // complete ends a READ: the kernel looks at the cache file again.

@@ -369,7 +369,9 @@ func TestCloseAnswersAll(t *testing.T) {
 			defer s.server.mu.Unlock()
 			return len(s.server.reading) == 20
 		})
-		s.server.stop(true)
+		s.server.cancel()
+		s.server.stop()
+		s.server.work.Wait()
 		for id := range uint32(20) {
 			if a := s.answered(id+1, 1); len(a) != 1 {
 				t.Errorf("request %d: %q", id+1, a)

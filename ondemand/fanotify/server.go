@@ -223,7 +223,13 @@ func (s *Server) Drain() {
 	s.taking.Lock()
 	s.draining = true
 	s.taking.Unlock()
-	s.work.Wait()
+	ondemand.WaitDrained(&s.work)
+}
+
+func (s *Server) leaving() bool {
+	s.taking.Lock()
+	defer s.taking.Unlock()
+	return s.draining
 }
 
 // read is the loop. It never fills itself: a fill's own write may raise an
@@ -275,7 +281,11 @@ func (s *Server) take(e event) {
 		s.work.Add(1)
 		go func() {
 			defer s.work.Done()
-			s.answer(e, s.fill(e, id))
+			errno := s.fill(e, id)
+			if errno != 0 && s.leaving() {
+				return // the successor finds it in the journal
+			}
+			s.answer(e, errno)
 			fault.Point("after the answer")
 			s.journal.Clear(slot)
 		}()

@@ -95,13 +95,18 @@ func (s *Server) Remove(ondemand.Key) error { return nil }
 func (s *Server) Recover() { close(s.fs.recovered) }
 
 // Drain implements ondemand.Transport.
-func (s *Server) Drain() { s.stopping.Do(s.session.stop) }
+func (s *Server) Drain() {
+	s.session.leaving.Store(true)
+	s.stopping.Do(s.session.stop)
+	ondemand.WaitDrained(&s.session.work)
+}
 
 // Close implements ondemand.Transport. Fills under way are ended. Where no blob
 // is attached any more the session is unmounted.
 func (s *Server) Close() error {
 	s.cancel()
-	s.Drain()
+	s.stopping.Do(s.session.stop)
+	s.session.work.Wait()
 	var errs []error
 	if s.fs.count() == 0 {
 		if err := unix.Unmount(s.dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -25,6 +26,7 @@ const (
 	inHeader = 40 // struct fuse_in_header: len, opcode, unique, ...
 
 	opForget      = 2 // enum fuse_opcode
+	opRead        = 15
 	opInit        = 26
 	opInterrupt   = 36
 	opBatchForget = 42
@@ -68,9 +70,10 @@ type session struct {
 	proto   *fuse.ProtocolServer
 	log     *slog.Logger
 
-	loop chan struct{} // closed when no more requests are read
-	work sync.WaitGroup
-	out  sync.Pool
+	loop    chan struct{} // closed when no more requests are read
+	work    sync.WaitGroup
+	leaving atomic.Bool // what fails now is left for the successor
+	out     sync.Pool
 }
 
 // newSession serves the session of a device. Where the journal has a note, it is
@@ -214,14 +217,16 @@ func (s *session) goAnswer(m []byte, slot int) {
 	s.work.Add(1)
 	go func() {
 		defer s.work.Done()
-		s.answer(m)
-		fault.Point("after the answer")
-		s.journal.Clear(slot)
+		if s.answer(m) {
+			fault.Point("after the answer")
+			s.journal.Clear(slot)
+		}
 	}()
 }
 
-// answer has go-fuse handle a request and writes what it says.
-func (s *session) answer(m []byte) {
+// answer has go-fuse handle a request and writes what it says. It reports whether
+// the request is done with.
+func (s *session) answer(m []byte) bool {
 	out, _ := s.out.Get().(*[]byte)
 	defer s.out.Put(out)
 	n, status := s.proto.HandleRequest([][]byte{m}, [][]byte{*out})
@@ -234,7 +239,10 @@ func (s *session) answer(m []byte) {
 		ne.PutUint64((*out)[8:], unique(m))
 	}
 	if n == 0 {
-		return
+		return true
+	}
+	if s.leaving.Load() && opcode(m) == opRead && binary.NativeEndian.Uint32((*out)[4:]) != 0 {
+		return false
 	}
 	fault.Point("before the answer")
 	err := s.control(func(fd int) error {
@@ -245,13 +253,13 @@ func (s *session) answer(m []byte) {
 	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
 		s.log.Error("answering a FUSE request", "opcode", opcode(m), "error", err)
 	}
+	return true
 }
 
-// stop ends the loop and waits for what it has begun.
+// stop ends the loop.
 func (s *session) stop() {
 	_, _ = unix.Write(s.wakeFD, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // a full counter wakes as well
 	<-s.loop
-	s.work.Wait()
 }
 
 func (s *session) close() error { return errors.Join(unix.Close(s.wakeFD), s.dev.Close()) }

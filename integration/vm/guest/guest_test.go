@@ -17,17 +17,19 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/integration/harness"
 )
 
-func TestEndToEnd(t *testing.T) {
-	ctx := t.Context()
+// registry starts one with the image that the host has pushed, and returns its
+// address.
+func registry(t *testing.T) (*harness.Env, string) {
+	t.Helper()
 	e, err := harness.New("/payload/bin")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
+	t.Cleanup(func() {
 		if err := e.Close(); err != nil {
 			t.Error(err)
 		}
-	}()
+	})
 	if err := os.Symlink("/payload/registry", e.Path("registry")); err != nil {
 		t.Fatal(err)
 	}
@@ -35,6 +37,12 @@ func TestEndToEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return e, addr
+}
+
+func TestEndToEnd(t *testing.T) {
+	ctx := t.Context()
+	e, addr := registry(t)
 	if err := e.AllowHTTP(addr); err != nil {
 		t.Fatal(err)
 	}
@@ -98,22 +106,7 @@ func TestEndToEnd(t *testing.T) {
 // TestStandalone serves an image's layers, then a directory of EROFS images,
 // without containerd, and mounts what it is told to.
 func TestStandalone(t *testing.T) {
-	e, err := harness.New("/payload/bin")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := e.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
-	if err := os.Symlink("/payload/registry", e.Path("registry")); err != nil {
-		t.Fatal(err)
-	}
-	addr, err := e.StartRegistry()
-	if err != nil {
-		t.Fatal(err)
-	}
+	e, addr := registry(t)
 	image, err := os.ReadFile("/payload/app.py")
 	if err != nil {
 		t.Fatal(err)
