@@ -67,7 +67,7 @@ func start(ctx context.Context, root string, group *os.File, log *slog.Logger) (
 	if n.store, err = index.OpenStore(filepath.Join(root, "index")); err != nil {
 		return nil, err
 	}
-	engine, err := ondemand.New(ondemand.Options{})
+	engine, err := ondemand.New(ondemand.Options{Timeout: 2 * time.Second}) // how long a dead registry is borne
 	if err != nil {
 		return nil, err
 	}
@@ -391,13 +391,16 @@ func TestReadersGetEIO(t *testing.T) {
 			for range 500 {
 				img.reg.Fail(fault)
 			}
-			// Bytes that were verified before the fault are good; most fail.
+			// Bytes that were verified before the fault are good; most fail, each
+			// when its patience is over.
 			failed := 0
 			for _, file := range strings.Fields(string(mustRun(t, "find", target, "-type", "f"))) {
 				rel, _ := filepath.Rel(target, file)
 				got, err := exec.Command("cat", file).Output()
 				if err != nil {
-					failed++
+					if failed++; failed > 3 {
+						break
+					}
 				}
 				if want := img.file(t, rel); !bytes.HasPrefix(want, got) || err == nil && len(got) != len(want) {
 					t.Errorf("%s: wrong bytes", rel)

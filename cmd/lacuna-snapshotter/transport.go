@@ -44,15 +44,38 @@ type transport struct {
 // opener makes a transport, from what an earlier daemon has left where found
 // has its label.
 type opener struct {
-	name, label string
-	open        func(*config.Config, *ondemand.Engine, *transport, map[string]*os.File) (ondemand.Transport, error)
+	name string
+	// labels are of what must be found for a takeover; the last is what readers
+	// wait on.
+	labels []string
+	open   func(*config.Config, *ondemand.Engine, *transport, map[string]*os.File) (ondemand.Transport, error)
 }
 
 // openers are in the order in which "auto" tries them.
 var openers = []opener{
-	{"fanotify", fanotifyGroup, openFanotify},
-	{"cachefiles", cachefilesDevice, openCachefiles},
-	{"fuse", fuseDevice, openFuse},
+	{"fanotify", []string{fanotifyJournal, fanotifyGroup}, openFanotify},
+	{"cachefiles", []string{cachefilesDevice}, openCachefiles},
+	{"fuse", []string{fuseJournal, fuseDevice}, openFuse},
+}
+
+// whole reports whether all is there for a takeover. Of what is not, the parts
+// are let go of: a device that nobody reads would have its readers wait for ever.
+func (o opener) whole(set *keeper.Set, found map[string]*os.File) (bool, error) {
+	missing := false
+	for _, label := range o.labels {
+		missing = missing || found[label] == nil
+	}
+	if !missing {
+		return true, nil
+	}
+	var errs []error
+	for _, label := range o.labels {
+		if f := found[label]; f != nil {
+			errs = append(errs, f.Close(), set.Drop(label))
+			delete(found, label)
+		}
+	}
+	return false, errors.Join(errs...)
 }
 
 // openTransport takes over what an earlier daemon left with its keepers or,
@@ -61,7 +84,11 @@ func openTransport(c *config.Config, engine *ondemand.Engine, set *keeper.Set, f
 	var err error
 	t := &transport{keepers: set, log: log}
 	for _, o := range openers {
-		if found[o.label] == nil {
+		whole, err := o.whole(set, found)
+		if err != nil {
+			return nil, errors.Join(err, set.Leave())
+		}
+		if !whole {
 			continue
 		}
 		if c.Transport != "auto" && c.Transport != o.name {

@@ -108,16 +108,23 @@ func (k *Keeper) Drop(label string) error {
 	return err
 }
 
-// Take returns duplicates of all that the keeper holds, by label.
-func (k *Keeper) Take() (map[string]*os.File, error) {
+// Held is a duplicate of what a keeper holds under a label.
+type Held struct {
+	Label string
+	File  *os.File
+}
+
+// Take returns duplicates of all that the keeper holds, in the order in which it
+// was given them.
+func (k *Keeper) Take() ([]Held, error) {
 	list, err := k.command(cmdTake, "", -1)
 	if err != nil {
 		return nil, err
 	}
-	held := map[string]*os.File{}
+	var held []Held
 	for _, p := range list {
 		if p.file != nil {
-			held[p.label] = p.file
+			held = append(held, Held{p.label, p.file})
 		}
 	}
 	return held, nil

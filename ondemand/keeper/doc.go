@@ -16,7 +16,9 @@
 // runs several, since on a transport that fails open the death of the last
 // holder is what must not happen: each that dies is replaced by one that is
 // filled from the daemon's own descriptors. So a daemon that is killed together
-// with one keeper leaves another.
+// with one keeper leaves another. A keeper is given what is held in the order in
+// which it was first kept: a daemon that keeps what a takeover needs before what
+// readers wait on finds both, or neither.
 //
 // A keeper is the daemon's own binary, started with a subcommand, in a session
 // of its own so that no signal for the daemon's terminal or process group

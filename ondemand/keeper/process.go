@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"sync"
 )
 
@@ -40,10 +41,11 @@ func Run() error {
 
 // process is what a keeper holds.
 type process struct {
-	mu   sync.Mutex
-	held map[string]*os.File
-	end  chan struct{}
-	once sync.Once
+	mu    sync.Mutex
+	held  map[string]*os.File
+	order []string // labels as they came
+	end   chan struct{}
+	once  sync.Once
 }
 
 // serve answers one connection until it ends. Its end tells the daemon of ours.
@@ -71,6 +73,8 @@ func (p *process) answer(conn *net.UnixConn, m packet) error {
 		}
 		if old := p.held[m.label]; old != nil {
 			old.Close()
+		} else {
+			p.order = append(p.order, m.label)
 		}
 		p.held[m.label] = m.file
 		return send(conn, ansDone, "", -1)
@@ -78,10 +82,11 @@ func (p *process) answer(conn *net.UnixConn, m packet) error {
 		if old := p.held[m.label]; old != nil {
 			old.Close()
 			delete(p.held, m.label)
+			p.order = slices.DeleteFunc(p.order, func(l string) bool { return l == m.label })
 		}
 	case cmdTake:
-		for label, f := range p.held {
-			if err := sendFile(conn, label, f); err != nil {
+		for _, label := range p.order {
+			if err := sendFile(conn, label, p.held[label]); err != nil {
 				return err
 			}
 		}

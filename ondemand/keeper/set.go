@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +22,7 @@ type Set struct {
 	keepers []*Keeper // nil where one is missing
 	systemd *Systemd  // nil where no service manager has started us
 	held    map[string]int
+	order   []string // of the labels in held: as they were first kept
 	leaving bool
 	watch   sync.WaitGroup
 }
@@ -34,12 +36,17 @@ func Open(dir string, count int, log *slog.Logger, args ...string) (s *Set, foun
 	if s.systemd, found, err = OpenSystemd(); err != nil {
 		log.Warn("the service manager's descriptor store cannot be used", "error", err)
 	}
+	for label, f := range found {
+		if err := s.own(label, f); err != nil {
+			return nil, nil, err
+		}
+	}
 	for i := range s.keepers {
 		k, err := Connect(s.socket(i))
 		if errors.Is(err, ErrNone) {
 			continue
 		}
-		var held map[string]*os.File
+		var held []Held
 		if err == nil {
 			held, err = k.Take()
 		}
@@ -51,17 +58,15 @@ func Open(dir string, count int, log *slog.Logger, args ...string) (s *Set, foun
 		if found == nil {
 			found = map[string]*os.File{}
 		}
-		for label, f := range held {
-			if found[label] != nil {
-				f.Close() // the same, of another keeper
+		for _, h := range held {
+			if found[h.Label] != nil {
+				h.File.Close() // the same, of another keeper
 				continue
 			}
-			found[label] = f
-		}
-	}
-	for label, f := range found {
-		if err := s.own(label, f); err != nil {
-			return nil, nil, err
+			found[h.Label] = h.File
+			if err := s.own(h.Label, h.File); err != nil {
+				return nil, nil, err
+			}
 		}
 	}
 	for i, k := range s.keepers {
@@ -82,6 +87,7 @@ func (s *Set) socket(i int) string { return filepath.Join(s.dir, fmt.Sprintf("ke
 
 // own keeps a duplicate for keepers to come.
 func (s *Set) own(label string, f *os.File) error {
+	s.order = append(s.order, label)
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return err
@@ -101,9 +107,11 @@ func (s *Set) start(i int) (*Keeper, error) {
 	return k, s.fill(k)
 }
 
+// fill gives a keeper all that is held, in order: should we die meanwhile it has
+// what was kept first.
 func (s *Set) fill(k *Keeper) error {
-	for label, fd := range s.held {
-		if err := k.Keep(label, fd); err != nil {
+	for _, label := range s.order {
+		if err := k.Keep(label, s.held[label]); err != nil {
 			return err
 		}
 	}
@@ -145,6 +153,8 @@ func (s *Set) Keep(label string, fd int) error {
 	defer s.mu.Unlock()
 	if old, ok := s.held[label]; ok {
 		unix.Close(old)
+	} else {
+		s.order = append(s.order, label)
 	}
 	s.held[label] = own
 	if s.systemd != nil {
@@ -162,6 +172,7 @@ func (s *Set) Drop(label string) error {
 	if own, ok := s.held[label]; ok {
 		unix.Close(own)
 		delete(s.held, label)
+		s.order = slices.DeleteFunc(s.order, func(l string) bool { return l == label })
 	}
 	s.forget(label)
 	return s.each(func(k *Keeper) error { return k.Drop(label) })
