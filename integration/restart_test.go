@@ -84,7 +84,7 @@ func TestStoppedWithoutRegistry(t *testing.T) {
 	}
 	done := make(chan result, 1)
 	go func() {
-		out, err := p.containerd.RunIn(ctx, "lacuna", p.ref, "waits", "sh", "-c", "cat /usr/share/perl5/*/* /usr/lib/x86_64-linux-gnu/*.so* >/dev/null && echo all")
+		out, err := p.containerd.RunIn(ctx, "lacuna", p.ref, "waits", "sh", "-c", "find /usr/share/perl5 /usr/lib/x86_64-linux-gnu -type f -exec cat {} + >/dev/null && echo all")
 		done <- result{out, err}
 	}()
 	time.Sleep(time.Second)
