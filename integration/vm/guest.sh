@@ -10,8 +10,6 @@ mkdir -p /var/tmp/tests
 cd /var/tmp/tests
 export TMPDIR=/var/tmp/tests LACUNA_VM=1
 /payload/bin/cachefiles.test -test.v -test.run "$run" -test.timeout 60m || status=1
-# The FUSE transport through loop devices, as kernels before 6.12 need it.
-/payload/bin/fusefile.test -test.v -test.run "$run/loop" -test.timeout 8m || status=1
 /payload/bin/guest.test -test.v -test.run "$run" -test.timeout 8m || status=1
 
 # Nothing is left: no mount, no descriptor of the cache, no complaint.
