@@ -1,7 +1,7 @@
 // Package fusefile carries reads of blobs through FUSE: each blob that is not
 // complete is a file of a FUSE file system, and EROFS mounts that file in place
-// of the cache file. It works on every kernel with EROFS and FUSE, and it fails
-// closed: with nobody to answer, reads give EIO.
+// of the cache file. It fails closed: with nobody to answer,
+// reads give EIO.
 //
 // # Model
 //
@@ -9,7 +9,8 @@
 // engine and answered from the cache file. go-fuse speaks the protocol; the
 // device is read here, since a session must outlive the daemon, which go-fuse's
 // own loop does not provide for. EROFS mounts the file as it is (Linux 6.12) or
-// through loop devices.
+// through loop devices, which a kernel before that needs and which is not reliable
+// there yet: on 6.1 twenty mounts at once have hung.
 //
 //	session.go  the device: mount, read, answer, and what outlives us
 //	fs.go       the file system: one directory of blobs
