@@ -72,13 +72,7 @@ func openSocket(path string, set *keeper.Set, found map[string]*os.File) (*net.U
 		return nil, err
 	}
 	l.SetUnlinkOnClose(false)
-	conn, err := l.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var keepErr error
-	err = conn.Control(func(fd uintptr) { keepErr = set.Keep(label, int(fd)) })
-	return l, errors.Join(err, keepErr)
+	return l, set.KeepFile(label, l)
 }
 
 // reachable reports whether a socket that nobody has removed is at path.

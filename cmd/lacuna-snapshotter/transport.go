@@ -116,39 +116,35 @@ func openTransport(c *config.Config, engine *ondemand.Engine, set *keeper.Set, f
 }
 
 func openFanotify(c *config.Config, _ *ondemand.Engine, t *transport, found map[string]*os.File) (ondemand.Transport, error) {
-	group, memory := found[fanotifyGroup], found[fanotifyJournal]
-	if group == nil || memory == nil {
+	group, j, err := t.journalled(found, fanotifyGroup, fanotifyJournal, fanotify.Journal, func() (*os.File, error) {
 		if err := fanotify.Probe(c.Root); err != nil {
 			return nil, err
 		}
-		var err error
-		if group, err = fanotify.NewGroup(); err != nil {
-			return nil, err
-		}
-		j, err := journal.New(fanotify.Journal)
-		if err != nil {
-			return nil, err
-		}
-		memory = j.File()
-		if err := errors.Join(t.keep(fanotifyJournal, memory), t.keep(fanotifyGroup, group)); err != nil {
-			return nil, err
-		}
-	}
-	j, err := journal.Open(memory, fanotify.Journal)
+		return fanotify.NewGroup()
+	})
 	if err != nil {
 		return nil, err
 	}
 	return fanotify.Serve(group, j, t.log)
 }
 
-// keep hands a duplicate to the keepers.
-func (t *transport) keep(label string, f *os.File) error {
-	conn, err := f.SyscallConn()
-	if err != nil {
-		return err
+// journalled returns a device with its journal: those found or, where none were,
+// new ones, which the keepers are given. The journal comes first: a device without
+// one cannot be taken over.
+func (t *transport) journalled(found map[string]*os.File, device, memory string, shape journal.Shape, open func() (*os.File, error)) (*os.File, *journal.Journal, error) {
+	if found != nil {
+		j, err := journal.Open(found[memory], shape)
+		return found[device], j, err
 	}
-	var keepErr error
-	return errors.Join(conn.Control(func(fd uintptr) { keepErr = t.keepers.Keep(label, int(fd)) }), keepErr)
+	dev, err := open()
+	if err != nil {
+		return nil, nil, err
+	}
+	j, err := journal.New(shape)
+	if err != nil {
+		return nil, nil, err
+	}
+	return dev, j, errors.Join(t.keepers.KeepFile(memory, j.File()), t.keepers.KeepFile(device, dev))
 }
 
 func openCachefiles(c *config.Config, engine *ondemand.Engine, t *transport, found map[string]*os.File) (ondemand.Transport, error) {
@@ -171,7 +167,7 @@ func openCachefiles(c *config.Config, engine *ondemand.Engine, t *transport, fou
 			return nil, err
 		}
 		if cachefiles.Restores(device) {
-			if err := t.keep(cachefilesDevice, device); err != nil {
+			if err := t.keepers.KeepFile(cachefilesDevice, device); err != nil {
 				return nil, err
 			}
 		} else {
@@ -184,23 +180,7 @@ func openCachefiles(c *config.Config, engine *ondemand.Engine, t *transport, fou
 
 func openFuse(c *config.Config, _ *ondemand.Engine, t *transport, found map[string]*os.File) (ondemand.Transport, error) {
 	dir := filepath.Join(c.Root, "fuse")
-	device, memory := found[fuseDevice], found[fuseJournal]
-	if device == nil || memory == nil {
-		var err error
-		if device, err = fusefile.Open(dir); err != nil {
-			return nil, err
-		}
-		j, err := journal.New(fusefile.Journal)
-		if err != nil {
-			return nil, err
-		}
-		memory = j.File()
-		// The journal first: a device without one cannot be taken over.
-		if err := errors.Join(t.keep(fuseJournal, memory), t.keep(fuseDevice, device)); err != nil {
-			return nil, err
-		}
-	}
-	j, err := journal.Open(memory, fusefile.Journal)
+	device, j, err := t.journalled(found, fuseDevice, fuseJournal, fusefile.Journal, func() (*os.File, error) { return fusefile.Open(dir) })
 	if err != nil {
 		return nil, err
 	}

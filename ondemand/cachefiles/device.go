@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/internal/descriptor"
 )
 
 // Path is the device.
@@ -44,8 +46,8 @@ func (l Limits) commands() []string {
 	// Lowest first and, since each command is checked against the values of
 	// that moment, run out of the way before.
 	return []string{
-		"brun 99%", fmt.Sprintf("bcull %d%%", 98), fmt.Sprintf("bstop %d%%", l.BStop), fmt.Sprintf("bcull %d%%", l.BCull), fmt.Sprintf("brun %d%%", l.BRun),
-		"frun 99%", fmt.Sprintf("fcull %d%%", 98), fmt.Sprintf("fstop %d%%", l.FStop), fmt.Sprintf("fcull %d%%", l.FCull), fmt.Sprintf("frun %d%%", l.FRun),
+		"brun 99%", "bcull 98%", fmt.Sprintf("bstop %d%%", l.BStop), fmt.Sprintf("bcull %d%%", l.BCull), fmt.Sprintf("brun %d%%", l.BRun),
+		"frun 99%", "fcull 98%", fmt.Sprintf("fstop %d%%", l.FStop), fmt.Sprintf("fcull %d%%", l.FCull), fmt.Sprintf("frun %d%%", l.FRun),
 	}
 }
 
@@ -230,14 +232,7 @@ func (d *device) command(s string) error {
 	})
 }
 
-func (d *device) control(f func(fd int) error) error {
-	conn, err := d.file.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var inner error
-	return errors.Join(conn.Control(func(fd uintptr) { inner = f(int(fd)) }), inner)
-}
+func (d *device) control(f func(fd int) error) error { return descriptor.Use(d.file, f) }
 
 func (d *device) complete(fd int, id uint32) error {
 	return unix.IoctlSetInt(fd, readComplete, int(id))

@@ -42,13 +42,6 @@ var errUnbound = errors.New("nothing mounts the layer: the kernel has not opened
 // bind makes o the store's object and finds out what it holds.
 func (s *store) bind(ctx context.Context, o *object) error {
 	s.mu.Lock()
-	if s.object == nil {
-		select {
-		case <-s.bound: // closed by an earlier object
-			s.bound = make(chan struct{})
-		default:
-		}
-	}
 	s.object = o
 	s.Clear()
 	s.mu.Unlock()
@@ -65,8 +58,7 @@ func (s *store) bind(ctx context.Context, o *object) error {
 	return err
 }
 
-// scan marks the spans that the cache file holds whole. What is marked already
-// and is a hole, though, is forgotten: the kernel is right.
+// scan marks the spans that the cache file holds whole.
 func (s *store) scan(ctx context.Context, o *object) error {
 	var filled []int64
 	// The kernel's file is whole blocks; the last span ends with the last one.

@@ -6,6 +6,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/internal/descriptor"
 )
 
 // NewGroup makes a group for pre-content events. Whoever holds a descriptor of
@@ -36,15 +38,10 @@ func hint(err error) string {
 
 // mark adds or removes the mark on a file.
 func mark(group *os.File, op uint, path string) error {
-	conn, err := group.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var markErr error
-	err = conn.Control(func(fd uintptr) {
-		markErr = unix.FanotifyMark(int(fd), op, unix.FAN_PRE_ACCESS, unix.AT_FDCWD, path)
+	err := descriptor.Use(group, func(fd int) error {
+		return unix.FanotifyMark(fd, op, unix.FAN_PRE_ACCESS, unix.AT_FDCWD, path)
 	})
-	if err = errors.Join(err, markErr); err != nil {
+	if err != nil {
 		return fmt.Errorf("fanotify_mark %s: %w%s", path, err, hint(err))
 	}
 	return nil

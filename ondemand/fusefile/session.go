@@ -13,6 +13,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"github.com/lacuna-snapshotter/lacuna/internal/descriptor"
 	"github.com/lacuna-snapshotter/lacuna/internal/fault"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
 )
@@ -187,14 +188,7 @@ func (s *session) next() (n int, err error) {
 	}
 }
 
-func (s *session) control(f func(fd int) error) error {
-	conn, err := s.dev.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var inner error
-	return errors.Join(conn.Control(func(fd uintptr) { inner = f(int(fd)) }), inner)
-}
+func (s *session) control(f func(fd int) error) error { return descriptor.Use(s.dev, f) }
 
 // take starts the answer to a request.
 func (s *session) take(m []byte) {

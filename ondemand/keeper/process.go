@@ -4,8 +4,9 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"slices"
 	"sync"
+
+	"github.com/lacuna-snapshotter/lacuna/internal/descriptor"
 )
 
 // listenerFD is the descriptor that a keeper inherits, behind the standard
@@ -20,7 +21,7 @@ func Run() error {
 		return fmt.Errorf("keeper: started by hand? %w", err)
 	}
 	f.Close()
-	p := &process{held: map[string]*os.File{}, end: make(chan struct{})}
+	p := &process{end: make(chan struct{})}
 	go func() {
 		<-p.end
 		listener.Close()
@@ -41,11 +42,10 @@ func Run() error {
 
 // process is what a keeper holds.
 type process struct {
-	mu    sync.Mutex
-	held  map[string]*os.File
-	order []string // labels as they came
-	end   chan struct{}
-	once  sync.Once
+	mu   sync.Mutex
+	held shelf[*os.File]
+	end  chan struct{}
+	once sync.Once
 }
 
 // serve answers one connection until it ends. Its end tells the daemon of ours.
@@ -71,22 +71,17 @@ func (p *process) answer(conn *net.UnixConn, m packet) error {
 			m.close()
 			return send(conn, ansFull, "", -1)
 		}
-		if old := p.held[m.label]; old != nil {
+		if old, replaced := p.held.put(m.label, m.file); replaced {
 			old.Close()
-		} else {
-			p.order = append(p.order, m.label)
 		}
-		p.held[m.label] = m.file
 		return send(conn, ansDone, "", -1)
 	case cmdDrop:
-		if old := p.held[m.label]; old != nil {
+		if old, ok := p.held.take(m.label); ok {
 			old.Close()
-			delete(p.held, m.label)
-			p.order = slices.DeleteFunc(p.order, func(l string) bool { return l == m.label })
 		}
 	case cmdTake:
-		for _, label := range p.order {
-			if err := sendFile(conn, label, p.held[label]); err != nil {
+		for _, h := range p.held {
+			if err := descriptor.Use(h.thing, func(fd int) error { return send(conn, ansHeld, h.label, fd) }); err != nil {
 				return err
 			}
 		}
@@ -95,18 +90,4 @@ func (p *process) answer(conn *net.UnixConn, m packet) error {
 	}
 	m.close()
 	return send(conn, ansDone, "", -1)
-}
-
-// sendFile sends without File.Fd, which would make the description, that the
-// daemon shares, blocking.
-func sendFile(conn *net.UnixConn, label string, f *os.File) error {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var sendErr error
-	if err := raw.Control(func(fd uintptr) { sendErr = send(conn, ansHeld, label, int(fd)) }); err != nil {
-		return err
-	}
-	return sendErr
 }

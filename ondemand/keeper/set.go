@@ -6,10 +6,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/internal/descriptor"
 )
 
 // Set is several keepers that hold the same.
@@ -19,10 +21,9 @@ type Set struct {
 	log  *slog.Logger
 
 	mu      sync.Mutex
-	keepers []*Keeper // nil where one is missing
-	systemd *Systemd  // nil where no service manager has started us
-	held    map[string]int
-	order   []string // of the labels in held: as they were first kept
+	keepers []*Keeper  // nil where one is missing
+	systemd *Systemd   // nil where no service manager has started us
+	held    shelf[int] // our own duplicates
 	leaving bool
 	watch   sync.WaitGroup
 }
@@ -32,12 +33,12 @@ type Set struct {
 // store, nil where there were none; it is the caller's, and is held on under its
 // labels. Args is the command line of this binary that leads to Run.
 func Open(dir string, count int, log *slog.Logger, args ...string) (s *Set, found map[string]*os.File, err error) {
-	s = &Set{dir: dir, args: args, log: log, keepers: make([]*Keeper, count), held: map[string]int{}}
+	s = &Set{dir: dir, args: args, log: log, keepers: make([]*Keeper, count)}
 	if s.systemd, found, err = OpenSystemd(); err != nil {
 		log.Warn("the service manager's descriptor store cannot be used", "error", err)
 	}
 	for label, f := range found {
-		if err := s.own(label, f); err != nil {
+		if err := descriptor.Use(f, func(fd int) error { return s.hold(label, fd) }); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -64,7 +65,7 @@ func Open(dir string, count int, log *slog.Logger, args ...string) (s *Set, foun
 				continue
 			}
 			found[h.Label] = h.File
-			if err := s.own(h.Label, h.File); err != nil {
+			if err := descriptor.Use(h.File, func(fd int) error { return s.hold(h.Label, fd) }); err != nil {
 				return nil, nil, err
 			}
 		}
@@ -85,18 +86,16 @@ func Open(dir string, count int, log *slog.Logger, args ...string) (s *Set, foun
 
 func (s *Set) socket(i int) string { return filepath.Join(s.dir, fmt.Sprintf("keeper%d.sock", i)) }
 
-// own keeps a duplicate for keepers to come.
-func (s *Set) own(label string, f *os.File) error {
-	s.order = append(s.order, label)
-	raw, err := f.SyscallConn()
+// hold keeps a duplicate for keepers to come.
+func (s *Set) hold(label string, fd int) error {
+	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return fmt.Errorf("keep %s: %w", label, err)
 	}
-	var dupErr error
-	err = raw.Control(func(fd uintptr) {
-		s.held[label], dupErr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
-	})
-	return errors.Join(err, dupErr)
+	if old, replaced := s.held.put(label, own); replaced {
+		unix.Close(old)
+	}
+	return nil
 }
 
 func (s *Set) start(i int) (*Keeper, error) {
@@ -110,8 +109,8 @@ func (s *Set) start(i int) (*Keeper, error) {
 // fill gives a keeper all that is held, in order: should we die meanwhile it has
 // what was kept first.
 func (s *Set) fill(k *Keeper) error {
-	for _, label := range s.order {
-		if err := k.Keep(label, s.held[label]); err != nil {
+	for _, h := range s.held {
+		if err := k.Keep(h.label, h.thing); err != nil {
 			return err
 		}
 	}
@@ -145,18 +144,11 @@ func (s *Set) Keep(label string, fd int) error {
 	if len(label) > maxLabel {
 		return errLabel
 	}
-	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("keep %s: %w", label, err)
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if old, ok := s.held[label]; ok {
-		unix.Close(old)
-	} else {
-		s.order = append(s.order, label)
+	if err := s.hold(label, fd); err != nil {
+		return err
 	}
-	s.held[label] = own
 	if s.systemd != nil {
 		if err := s.systemd.Keep(label, fd); err != nil && !errors.Is(err, errName) {
 			s.log.Warn("the service manager does not keep a descriptor", "label", label, "error", err)
@@ -165,14 +157,17 @@ func (s *Set) Keep(label string, fd int) error {
 	return s.each(func(k *Keeper) error { return k.Keep(label, fd) })
 }
 
+// KeepFile is Keep for a file or a socket.
+func (s *Set) KeepFile(label string, f syscall.Conn) error {
+	return descriptor.Use(f, func(fd int) error { return s.Keep(label, fd) })
+}
+
 // Drop lets go of a label in every keeper.
 func (s *Set) Drop(label string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if own, ok := s.held[label]; ok {
+	if own, ok := s.held.take(label); ok {
 		unix.Close(own)
-		delete(s.held, label)
-		s.order = slices.DeleteFunc(s.order, func(l string) bool { return l == label })
 	}
 	s.forget(label)
 	return s.each(func(k *Keeper) error { return k.Drop(label) })
@@ -226,8 +221,8 @@ func (s *Set) Leave() error { return s.part((*Keeper).Leave) }
 // End ends the keepers, and empties the service manager's store.
 func (s *Set) End() error {
 	s.mu.Lock()
-	for label := range s.held {
-		s.forget(label)
+	for _, h := range s.held {
+		s.forget(h.label)
 	}
 	s.mu.Unlock()
 	err := s.part((*Keeper).End)
@@ -243,10 +238,10 @@ func (s *Set) part(how func(*Keeper) error) error {
 	s.mu.Lock()
 	s.leaving = true
 	err := s.each(how)
-	for label, fd := range s.held {
-		unix.Close(fd)
-		delete(s.held, label)
+	for _, h := range s.held {
+		unix.Close(h.thing)
 	}
+	s.held = nil
 	s.mu.Unlock()
 	s.watch.Wait()
 	return err
