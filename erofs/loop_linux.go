@@ -26,13 +26,15 @@ func MountLoop(bootstrap, blob, target string) error {
 	return nil
 }
 
-// attachLoop makes a read-only loop device of a file.
+// attachLoop makes a read-only loop device of a file. The file may be one that
+// this process serves through FUSE: os.Open would ask it whether it can be polled,
+// in a system call for which the runtime cannot let others run.
 func attachLoop(path string) (*os.File, error) {
-	backing, err := os.Open(path)
+	backing, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	defer backing.Close()
+	defer unix.Close(backing)
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
 		return nil, fmt.Errorf("%w (modprobe loop)", err)
@@ -47,7 +49,7 @@ func attachLoop(path string) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		config := unix.LoopConfig{Fd: uint32(backing.Fd()), Size: BlockSize}
+		config := unix.LoopConfig{Fd: uint32(backing), Size: BlockSize}
 		config.Info.Flags = unix.LO_FLAGS_READ_ONLY | unix.LO_FLAGS_AUTOCLEAR
 		copy(config.Info.File_name[:len(config.Info.File_name)-1], strings.TrimPrefix(path, "/"))
 		err = unix.IoctlLoopConfigure(int(loop.Fd()), &config)

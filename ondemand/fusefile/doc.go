@@ -9,8 +9,7 @@
 // engine and answered from the cache file. go-fuse speaks the protocol; the
 // device is read here, since a session must outlive the daemon, which go-fuse's
 // own loop does not provide for. EROFS mounts the file as it is (Linux 6.12) or
-// through loop devices, which a kernel before that needs and which is not reliable
-// there yet: on 6.1 twenty mounts at once have hung.
+// through loop devices, which a kernel before that needs.
 //
 //	session.go  the device: mount, read, answer, and what outlives us
 //	fs.go       the file system: one directory of blobs
@@ -26,8 +25,9 @@
 //
 // Our own process makes no FUSE request: killed in the midst of one it would
 // wait for its own answer, and keep its descriptors from the next daemon. So
-// files need no OPEN, and names are looked up by another process before they are
-// mounted.
+// files need no OPEN, and another process looks up, opens and closes each before it
+// is mounted: by then the kernel knows the name, and that it need not ask for
+// FLUSH.
 //
 // # What it costs
 //

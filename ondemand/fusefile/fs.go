@@ -152,6 +152,11 @@ func (f *blobFS) OpenDir(<-chan struct{}, *fuse.OpenIn, *fuse.OpenOut) fuse.Stat
 	return fuse.ENOSYS
 }
 
+// Flush implements fuse.RawFileSystem. The kernel does not ask again after this
+// answer: a child that our process forks while it has a blob's file open would
+// wait for us when it executes, and our fork for the child.
+func (f *blobFS) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.ENOSYS }
+
 // Read implements fuse.RawFileSystem.
 func (f *blobFS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
 	n := f.find(in.NodeId)
