@@ -6,7 +6,7 @@ GO ?= go
 BIN := $(CURDIR)/.cache/bin
 export CGO_ENABLED ?= 0
 
-PACKAGES := runc erofs-utils mmdebstrap attr tar gzip xz-utils ca-certificates
+PACKAGES := runc erofs-utils e2fsprogs mmdebstrap attr tar gzip xz-utils ca-certificates
 FUZZ_TIME ?= 8s
 
 .PHONY: build tools packages demo test unit race kernel integration vm-test chaos chaos-short fuzz lint bench clean
@@ -60,7 +60,7 @@ chaos: tools
 	$(GO) run ./integration/vm -run TestKilledDaemon -kills 500 -limit 40m
 
 chaos-short: tools
-	$(GO) run ./integration/chaos -kills 40 -points 4 -pairs 10 -all 2 -cuts 1
+	$(GO) run ./integration/chaos -kills 40 -points 4 -pairs 10 -all 2 -cuts 1 -fulls 2
 
 # The cachefiles transport on Debian's 6.1 and 6.12 kernels, in QEMU. Kernels and
 # root file system are made once, in .cache/vm. What only this needs is installed

@@ -27,6 +27,7 @@ type Config struct {
 	LogLevel  string `toml:"log_level"`
 	LogFormat string `toml:"log_format"`
 	Transport string `toml:"transport"`
+	Anchor    bool   `toml:"anchor"`
 
 	Registry   Registry   `toml:"registry"`
 	Fetch      Fetch      `toml:"fetch"`

@@ -32,7 +32,7 @@ var allowed = map[string][]string{
 	"fetcher/registry/registrytest": {},
 	"ondemand/transporttest":        {"erofs", "fetcher/layertest", "internal/hostcheck", "ondemand"},
 	"integration/images/pause":      {},
-	"integration/harness":           {},
+	"integration/harness":           {"ondemand/keeper"},
 	"integration/demo":              {"integration/harness"},
 	"cmd/lacunactl":                 nil, // commands may import all
 	"cmd/lacuna-snapshotter":        nil,

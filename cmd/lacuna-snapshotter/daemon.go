@@ -53,7 +53,7 @@ func run(ctx context.Context, c *config.Config) error {
 	if err != nil {
 		return err
 	}
-	keepers, found, err := keeper.Open(c.Root, keeperCount, log, "keeper", c.Root)
+	keepers, found, err := keeper.Open(c.Root, keeperCount, keeper.Program{Keeper: []string{"keeper", c.Root}, Anchor: []string{"anchor", c.Root}}, log)
 	if err != nil {
 		return err
 	}
@@ -64,6 +64,9 @@ func run(ctx context.Context, c *config.Config) error {
 	transport, err := openTransport(c, engine, keepers, found, log)
 	if err != nil {
 		return errors.Join(err, sockets.Close())
+	}
+	if err := transport.anchor(c, sockets); err != nil {
+		log.Warn("nothing holds readers if the daemon and all keepers are killed at once: no anchor", "transport", transport.Name(), "reason", err)
 	}
 	layers, err := snapshot.OpenLayers(snapshot.LayersConfig{
 		Root: c.Root, Client: client, Store: store, Engine: engine,

@@ -61,5 +61,12 @@ func command() *cobra.Command {
 			return keeper.Run()
 		},
 	})
+	root.AddCommand(&cobra.Command{
+		Use:    "anchor ROOT GENERATION [LABEL...]",
+		Short:  "hold kernel descriptors while frozen (started by the daemon)",
+		Hidden: true,
+		Args:   cobra.MinimumNArgs(2),
+		Run:    func(*cobra.Command, []string) { keeper.RunAnchor() },
+	})
 	return root
 }

@@ -41,6 +41,10 @@ func openSockets(c *config.Config, set *keeper.Set, found map[string]*os.File) (
 	return s, nil
 }
 
+func (s *sockets) labels() []string {
+	return []string{socketLabel + s.grpc.Addr().String(), socketLabel + s.status.Addr().String()}
+}
+
 // Close closes both; the keepers' ends stay.
 func (s *sockets) Close() error { return errors.Join(s.grpc.Close(), s.status.Close()) }
 

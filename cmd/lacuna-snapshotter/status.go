@@ -73,7 +73,7 @@ func reply(w http.ResponseWriter, v any) {
 func (s *status) status() statusapi.Status {
 	st := statusapi.Status{
 		Version: version.String(), Started: s.started.UTC(), Root: s.root,
-		Transport: s.transport.Name(), Keepers: s.transport.keepers.Alive(), Registries: s.client.Troubles(),
+		Transport: s.transport.Name(), Keepers: s.transport.keepers.Alive(), Anchored: s.transport.keepers.Anchored(), Registries: s.client.Troubles(),
 		BytesFetched: s.client.BytesRead(), Fills: s.engine.Stats(),
 	}
 	layers, fallbacks := s.layers.Status()
@@ -108,6 +108,7 @@ var (
 	descUnserved  = prometheus.NewDesc("lacuna_unserved_layers", "Layers whose readers got zeros or EIO while nobody served them, with containers that still run.", nil, nil)
 	descRegistry  = prometheus.NewDesc("lacuna_registries_in_trouble", "Registries whose last answer was none.", nil, nil)
 	descKeepers   = prometheus.NewDesc("lacuna_keepers", "Processes that hold the transport besides the daemon.", nil, nil)
+	descAnchored  = prometheus.NewDesc("lacuna_anchored", "1 where readers wait even if the daemon and all keepers are killed at once.", nil, nil)
 	descAllocated = prometheus.NewDesc("lacuna_cache_bytes", "Disk that layers take.", nil, nil)
 	descFallbacks = prometheus.NewDesc("lacuna_fallbacks", "Layers left to containerd's unpack.", nil, nil)
 )
@@ -136,5 +137,10 @@ func (s *status) Collect(ch chan<- prometheus.Metric) {
 	gauge(descUnserved, len(st.Unserved))
 	gauge(descRegistry, len(st.Registries))
 	gauge(descKeepers, st.Keepers)
+	anchored := 0
+	if st.Anchored {
+		anchored = 1
+	}
+	gauge(descAnchored, anchored)
 	gauge(descAllocated, int(st.Allocated))
 }

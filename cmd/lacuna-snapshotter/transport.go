@@ -36,7 +36,8 @@ const (
 // transport is the chosen transport with the keepers of its descriptors.
 type transport struct {
 	ondemand.Transport
-	adopted bool // it serves the mounts of an earlier daemon
+	adopted bool     // it serves the mounts of an earlier daemon
+	labels  []string // of what a takeover needs
 	keepers *keeper.Set
 	log     *slog.Logger
 }
@@ -95,7 +96,7 @@ func openTransport(c *config.Config, engine *ondemand.Engine, set *keeper.Set, f
 			err := fmt.Errorf("layers are mounted with transport %s, the configuration says %s: keep it, or remove the containers and images first", o.name, c.Transport)
 			return nil, errors.Join(err, set.Leave())
 		}
-		t.adopted = true
+		t.adopted, t.labels = true, o.labels
 		log.Info("taking over from the keepers", "transport", o.name)
 		if t.Transport, err = o.open(c, engine, t, found); err != nil {
 			return nil, errors.Join(err, set.Leave())
@@ -108,6 +109,7 @@ func openTransport(c *config.Config, engine *ondemand.Engine, set *keeper.Set, f
 			continue
 		}
 		if t.Transport, err = o.open(c, engine, t, nil); err == nil {
+			t.labels = o.labels
 			return t, nil
 		}
 		reasons = append(reasons, fmt.Errorf("transport %s cannot be used: %w", o.name, err))
@@ -185,6 +187,15 @@ func openFuse(c *config.Config, _ *ondemand.Engine, t *transport, found map[stri
 		return nil, err
 	}
 	return fusefile.Serve(dir, device, j, t.log)
+}
+
+// anchor has a process that cannot be killed hold what a takeover needs. It comes
+// before the first mount is served.
+func (t *transport) anchor(c *config.Config, on *sockets) error {
+	if !c.Anchor {
+		return errors.Join(errors.New("the configuration wants none"), keeper.EndAnchors(c.Root))
+	}
+	return t.keepers.Anchor(append(on.labels(), t.labels...)...)
 }
 
 // leave sees to it that readers wait for the next daemon, where any may come,

@@ -30,7 +30,11 @@ func statusCommand(s *settings) *cobra.Command {
 			}
 			fmt.Fprintf(out, "version      %s\nstarted      %s\nroot         %s\ntransport    %s\n",
 				st.Version, st.Started.Format("2006-01-02 15:04:05 MST"), st.Root, st.Transport)
-			fmt.Fprintf(out, "keepers      %d\n", st.Keepers)
+			anchor := "and an anchor"
+			if !st.Anchored {
+				anchor = "no anchor"
+			}
+			fmt.Fprintf(out, "keepers      %d, %s\n", st.Keepers, anchor)
 			fmt.Fprintf(out, "layers       %d filling, %d complete, %d evicted, %d quarantined\n", st.Filling, st.Complete, st.Evicted, st.Quarantined)
 			fmt.Fprintf(out, "disk         %s\n", bytes(st.Allocated))
 			fmt.Fprintf(out, "fallbacks    %d\n", st.Fallbacks)

@@ -15,12 +15,15 @@ import (
 )
 
 // plan is how often each injury is done.
-type plan struct{ kills, points, pairs, all, cuts int }
+type plan struct{ kills, points, pairs, all, cuts, fulls int }
 
 // points are where a test build of the daemon dies, see internal/fault.
 var points = []string{"request read", "span written", "before the answer", "after the answer"}
 
-const none = "0 wrong, 0 failed"
+const (
+	none = "0 wrong, 0 failed"
+	eio  = "0 wrong, EIO only, then right again"
+)
 
 // chaos goes through a plan on one transport.
 func chaos(ctx context.Context, top, transport string, p plan) (rows []row, err error) {
@@ -69,13 +72,28 @@ func chaos(ctx context.Context, top, transport string, p plan) (rows []row, err 
 			return rows, err
 		}
 	}
+	failsOnly := func(s seen) bool { return s.wrong == 0 && s.files > 0 }
+	if p.fulls > 0 {
+		s, err := n.fillDisk(ctx, p.fulls)
+		if err := add("cache disk full for a moment", eio, p.fulls, failsOnly, s, err); err != nil {
+			return rows, err
+		}
+	}
 	if p.all > 0 {
 		s, err := n.killEverything(ctx, p.all)
-		goal, met := "0 wrong, EIO only, then right again", func(s seen) bool { return s.wrong == 0 && s.files > 0 }
+		if err := add("daemon, all keepers and the anchor killed at once", none, p.all, clean, s, err); err != nil {
+			return rows, err
+		}
+		n.anchored = false
+		if err := n.killDaemon(ctx); err != nil {
+			return rows, err
+		}
+		s, err = n.killEverything(ctx, p.all)
+		goal, met := eio, failsOnly
 		if transport == "fanotify" {
 			goal, met = "nothing wrong goes unreported, then right again", func(s seen) bool { return s.unreported == 0 && s.files > 0 }
 		}
-		if err := add("daemon and all keepers killed at once", goal, p.all, met, s, err); err != nil {
+		if err := add("daemon and all keepers killed at once, without an anchor", goal, p.all, met, s, err); err != nil {
 			return rows, err
 		}
 	}
@@ -248,9 +266,9 @@ func (n *node) dieAt(ctx context.Context, top, point string, times int) (total s
 	return total, nil
 }
 
-// killEverything kills the daemon and all keepers, with a moment in which nobody
-// serves; then looks that what may be wrong was reported, and that new
-// containers read right bytes.
+// killEverything kills the daemon, all keepers and the anchor, with a moment in
+// which nobody serves; then looks that what may be wrong was reported, and that
+// new containers read right bytes.
 func (n *node) killEverything(ctx context.Context, times int) (total seen, err error) {
 	for range times {
 		if err := errors.Join(n.pullLazily(ctx), harness.DropCaches()); err != nil {
@@ -276,7 +294,14 @@ func (n *node) killEverything(ctx context.Context, times int) (total seen, err e
 		if err != nil {
 			return total, err
 		}
-		killAt(append(pids, n.daemon.PID())...)
+		anchors, err := n.anchors()
+		if err == nil && len(anchors) > 0 != n.anchored {
+			err = fmt.Errorf("%d anchors", len(anchors))
+		}
+		if err != nil {
+			return total, err
+		}
+		killAt(append(append(pids, n.daemon.PID()), anchors...)...)
 		<-n.daemon.Done()
 		time.Sleep(time.Duration(rand.IntN(200)) * time.Millisecond)
 		if err := errors.Join(n.start(), n.reconnect(ctx)); err != nil {
@@ -286,6 +311,9 @@ func (n *node) killEverything(ctx context.Context, times int) (total seen, err e
 		if running {
 			if reported, err = n.reported(ctx, c.id); err != nil {
 				return total, err
+			}
+			if reported && n.anchored {
+				return total, errors.New("a container is reported though it was served")
 			}
 		}
 		<-c.done
@@ -297,15 +325,46 @@ func (n *node) killEverything(ctx context.Context, times int) (total seen, err e
 			}
 		}
 		total.add(c.seen)
-		after, err := n.read(ctx, 1)
+		if err := errors.Join(n.rightAgain(ctx), n.forget(ctx)); err != nil {
+			return total, err
+		}
+	}
+	return total, nil
+}
+
+// rightAgain has a new container read everything.
+func (n *node) rightAgain(ctx context.Context) error {
+	c, err := n.read(ctx, 1)
+	if err != nil {
+		return err
+	}
+	<-c.done
+	if c.err != nil || c.seen.wrong+c.seen.failed > 0 || c.seen.passes != 1 {
+		return fmt.Errorf("a new container read wrong bytes: %+v: %w\n%s", c.seen, c.err, n.daemon.Tail())
+	}
+	return nil
+}
+
+// fillDisk takes all room from the daemon's disk under a reading container, and
+// gives it back.
+func (n *node) fillDisk(ctx context.Context, times int) (total seen, err error) {
+	for range times {
+		if err := errors.Join(n.pullLazily(ctx), harness.DropCaches()); err != nil {
+			return total, err
+		}
+		c, err := n.read(ctx, 1)
 		if err != nil {
 			return total, err
 		}
-		<-after.done
-		if after.err != nil || after.seen.wrong+after.seen.failed > 0 || after.seen.passes != 1 {
-			return total, fmt.Errorf("a new container read wrong bytes: %+v: %w\n%s", after.seen, after.err, n.daemon.Tail())
+		select {
+		case <-c.started:
+		case <-c.done:
+			return total, c.err
 		}
-		if err := n.forget(ctx); err != nil {
+		err = n.full(func() { time.Sleep(time.Duration(100+rand.IntN(400)) * time.Millisecond) })
+		<-c.done
+		total.add(c.seen)
+		if err := errors.Join(err, c.err, n.rightAgain(ctx), n.forget(ctx)); err != nil {
 			return total, err
 		}
 	}

@@ -2,7 +2,7 @@
 // containers that compare every byte they read. It prints what the readers saw
 // and, with -write, puts that into docs/reliability.md.
 //
-//	go run ./integration/chaos -transport fanotify,fuse -kills 500 -pairs 100 -all 50
+//	go run ./integration/chaos -transport fanotify,fuse -kills 500 -pairs 100 -all 50 -cuts 10 -fulls 20
 package main
 
 import (
@@ -58,6 +58,7 @@ func run(ctx context.Context) error {
 	pairs := flag.Int("pairs", 100, "kills of the daemon together with a keeper")
 	all := flag.Int("all", 50, "kills of everything at once")
 	cuts := flag.Int("cuts", 10, "cuts of the line to the registry")
+	fulls := flag.Int("fulls", 20, "times the cache's disk is full")
 	write := flag.Bool("write", false, "write docs/reliability.md")
 	flag.Parse()
 	top, err := os.Getwd()
@@ -67,7 +68,7 @@ func run(ctx context.Context) error {
 	began := time.Now()
 	var rows []row
 	for t := range strings.SplitSeq(*transports, ",") {
-		found, err := chaos(ctx, top, t, plan{*kills, *points, *pairs, *all, *cuts})
+		found, err := chaos(ctx, top, t, plan{*kills, *points, *pairs, *all, *cuts, *fulls})
 		rows = append(rows, found...)
 		if err != nil {
 			return fmt.Errorf("transport %s: %w", t, err)

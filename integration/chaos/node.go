@@ -28,6 +28,7 @@ type node struct {
 	link       *harness.Link
 	containerd *harness.Containerd
 	daemon     *harness.Daemon
+	anchored   bool // whether the next daemon is to have an anchor
 	ref        string
 	expected   string // file of digests
 	containers int
@@ -35,7 +36,7 @@ type node struct {
 
 // newNode starts everything and learns the image's files from overlayfs.
 func newNode(ctx context.Context, e *harness.Env, top, transport string) (*node, error) {
-	n := &node{env: e, transport: transport, expected: e.Path("expected")}
+	n := &node{env: e, transport: transport, expected: e.Path("expected"), anchored: true}
 	images := filepath.Join(top, "integration", "images")
 	image, err := harness.BuildImage(ctx, e, filepath.Join(images, "build.sh"), filepath.Join(top, ".cache", "images"),
 		"numpy", filepath.Join(images, "numpy"), "python3", "python3-numpy")
@@ -60,6 +61,9 @@ func newNode(ctx context.Context, e *harness.Env, top, transport string) (*node,
 		return nil, err
 	}
 	n.ref = n.link.Addr + "/test/numpy:latest"
+	if err := disk(ctx, e); err != nil {
+		return nil, err
+	}
 	if err := n.start(); err != nil {
 		return nil, err
 	}
@@ -79,7 +83,7 @@ func newNode(ctx context.Context, e *harness.Env, top, transport string) (*node,
 }
 
 func (n *node) start() (err error) {
-	n.daemon, err = n.env.StartDaemon(fmt.Sprintf("transport = %q\nfetch.timeout = \"2m\"\nsettle.enabled = false", n.transport))
+	n.daemon, err = n.env.StartDaemon(fmt.Sprintf("transport = %q\nanchor = %v\nfetch.timeout = \"2m\"\nsettle.enabled = false", n.transport, n.anchored))
 	return err
 }
 
@@ -141,15 +145,22 @@ func (n *node) holders() (list []int, err error) {
 	return list, err
 }
 
-// keepers are the processes that hold descriptors for the daemon.
-func (n *node) keepers() (pids []int, err error) {
+// keepers are the processes that hold descriptors for the daemon and can be
+// killed.
+func (n *node) keepers() ([]int, error) { return n.running("keeper") }
+
+// anchors are those that are frozen.
+func (n *node) anchors() ([]int, error) { return n.running("anchor") }
+
+// running finds processes by the subcommand and the root in their command lines.
+func (n *node) running(subcommand string) (pids []int, err error) {
 	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		return nil, err
 	}
 	for _, path := range lines {
 		b, err := os.ReadFile(path)
-		if err != nil || !strings.HasSuffix(string(b), "\x00keeper\x00"+n.daemon.Root+"\x00") {
+		if err != nil || !strings.Contains(string(b), "\x00"+subcommand+"\x00"+n.daemon.Root+"\x00") {
 			continue // it has ended, or is none
 		}
 		pid, err := strconv.Atoi(strings.Split(path, "/")[2])

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/ondemand/keeper"
 )
 
 // Env is a directory with the processes that work in it.
@@ -35,6 +37,9 @@ type Env struct {
 const parent = "/var/tmp"
 
 const prefix = "lacuna-env-"
+
+// DaemonRoot is the daemon's root in an environment.
+const DaemonRoot = "lacuna"
 
 // New makes an environment. Bin has the commands of make build and make tools.
 func New(bin string) (*Env, error) {
@@ -73,8 +78,10 @@ func sweep() error {
 
 // destroy ends what works in an environment and removes it.
 func destroy(dir string) error {
+	// Kills do not end an anchor.
+	err := keeper.EndAnchors(filepath.Join(dir, DaemonRoot))
 	killAll(dir)
-	return errors.Join(unmountBelow(dir), os.RemoveAll(dir))
+	return errors.Join(err, unmountBelow(dir), os.RemoveAll(dir))
 }
 
 // killAll kills the processes whose command line names the directory: shims

@@ -56,7 +56,7 @@ type Daemon struct {
 // StartDaemon runs lacuna-snapshotter. Extra is added to its configuration.
 // A second start takes over what the first one left.
 func (e *Env) StartDaemon(extra string) (*Daemon, error) {
-	d := &Daemon{Root: e.Path("lacuna"), Socket: e.Path("run", "snapshotter.sock"), Config: e.Path("lacuna.toml")}
+	d := &Daemon{Root: e.Path(DaemonRoot), Socket: e.Path("run", "snapshotter.sock"), Config: e.Path("lacuna.toml")}
 	config := fmt.Sprintf(`root = %q
 address = %q
 status_address = %q

@@ -31,6 +31,7 @@ type Status struct {
 	Evicted    int                 `json:"layersEvicted"`
 	Allocated  int64               `json:"allocated"` // bytes of disk
 	Keepers    int                 `json:"keepers"`
+	Anchored   bool                `json:"anchored"` // by a process that SIGKILL does not end
 	Registries []registry.Trouble  `json:"registriesInTrouble"`
 	Unserved   []snapshot.Unserved `json:"unserved"`
 	Problem    string              `json:"problem,omitempty"` // of the status itself

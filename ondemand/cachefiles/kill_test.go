@@ -28,6 +28,8 @@ import (
 func TestMain(m *testing.M) {
 	var err error
 	switch {
+	case len(os.Args) > 3 && os.Args[1] == "anchor":
+		keeper.RunAnchor()
 	case len(os.Args) == 3 && os.Args[1] == "keeper":
 		err = keeper.Run()
 	case len(os.Args) == 4 && os.Args[1] == "daemon":
@@ -84,7 +86,7 @@ func runDaemon(dir string, kept bool) error {
 	o := Options{Dir: cache, Engine: engine, Log: log}
 	var dev *os.File
 	if kept {
-		set, found, err := keeper.Open(dir, 2, log, "keeper", dir)
+		set, found, err := openKeepers(dir, log)
 		if err != nil {
 			return err
 		}
@@ -100,9 +102,12 @@ func runDaemon(dir string, kept bool) error {
 			if dev, err = openWhenFree(cache); err != nil {
 				return err
 			}
-			if err := set.Keep("device", int(dev.Fd())); err != nil {
+			if err := set.KeepFile("device", dev); err != nil {
 				return err
 			}
+		}
+		if err := set.Anchor("device"); err != nil {
+			return err
 		}
 	} else if dev, err = openWhenFree(cache); err != nil {
 		return err
@@ -140,6 +145,26 @@ func runDaemon(dir string, kept bool) error {
 	s.Recover()
 	fmt.Println("ready")
 	select {}
+}
+
+func openKeepers(dir string, log *slog.Logger) (*keeper.Set, map[string]*os.File, error) {
+	return keeper.Open(dir, 3, keeper.Program{Keeper: []string{"keeper", dir}, Anchor: []string{"anchor", dir}}, log)
+}
+
+// holders are the keepers or the anchors of a directory.
+func holders(t *testing.T, what, dir string) (pids []int) {
+	t.Helper()
+	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range lines {
+		if b, _ := os.ReadFile(path); strings.Contains(string(b), "\x00"+what+"\x00"+dir+"\x00") {
+			pid, _ := strconv.Atoi(strings.Split(path, "/")[2])
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 func openWhenFree(cache string) (dev *os.File, err error) {
@@ -211,7 +236,7 @@ func endVictims(t *testing.T, dir string) {
 			}
 		}
 	}
-	set, found, err := keeper.Open(dir, 2, slog.New(slog.DiscardHandler), "keeper", dir)
+	set, found, err := openKeepers(dir, slog.New(slog.DiscardHandler))
 	for _, f := range found {
 		f.Close()
 	}
@@ -231,9 +256,9 @@ func endVictims(t *testing.T, dir string) {
 	t.Error(err)
 }
 
-// TestKilledDaemon kills the daemon again and again under readers, with keepers
-// that hold the device: the readers wait, and read right bytes. LACUNA_KILLS is
-// how often, at least.
+// TestKilledDaemon kills the daemon again and again under readers, every sixth
+// time with one of the keepers that hold the device: the readers wait, and read
+// right bytes. LACUNA_KILLS is how often, at least.
 func TestKilledDaemon(t *testing.T) {
 	needKernel(t)
 	want := 20
@@ -243,14 +268,14 @@ func TestKilledDaemon(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	kills, files, longest := 0, 0, time.Duration(0)
+	kills, withKeeper, files, longest := 0, 0, 0, time.Duration(0)
 	for round := 0; kills < want && !t.Failed(); round++ {
 		t.Run(fmt.Sprint(round), func(t *testing.T) {
 			k, f, l := killRound(t)
-			kills, files, longest = kills+k, files+f, max(longest, l)
+			kills, withKeeper, files, longest = kills+k, withKeeper+k/6, files+f, max(longest, l)
 		})
 	}
-	fmt.Printf("cachefiles: daemon killed %d times: %d files read, all right, longest read of a file %s\n", kills, files, longest.Round(time.Millisecond))
+	fmt.Printf("cachefiles: daemon killed %d times, %d of them with a keeper: %d files read, all right, longest read of a file %s\n", kills, withKeeper, files, longest.Round(time.Millisecond))
 }
 
 // killRound reads fresh layers once while the daemon is killed.
@@ -293,6 +318,10 @@ func killRound(t *testing.T) (kills, files int, longest time.Duration) {
 		case <-done:
 			reading = false
 		case <-time.After(time.Duration(rand.IntN(400)) * time.Millisecond):
+			if kills%6 == 5 {
+				pids := holders(t, "keeper", dir)
+				_ = unix.Kill(pids[rand.IntN(len(pids))], unix.SIGKILL)
+			}
 			kill(t, daemon)
 			kills++
 			daemon = startDaemon(t, dir, "kept")
@@ -360,6 +389,54 @@ func TestEverybodyKilled(t *testing.T) {
 			t.Errorf("layer %d: %s", i, out)
 		}
 		if err := erofs.Unmount(base); err != nil {
+			t.Error(err)
+		}
+	}
+	kill(t, daemon)
+}
+
+// TestEverybodyKilledButAnchored kills the daemon and all that hold the device,
+// also the frozen process, which stays: readers of the next moment wait, and read
+// right bytes in the mounts that are.
+func TestEverybodyKilledButAnchored(t *testing.T) {
+	needKernel(t)
+	dir := t.TempDir()
+	writeVictims(t, dir)
+	t.Cleanup(func() { endVictims(t, dir) })
+	daemon := startDaemon(t, dir, "kept")
+	for _, pid := range append(holders(t, "keeper", dir), holders(t, "anchor", dir)...) {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			t.Error(err)
+		}
+	}
+	kill(t, daemon)
+	for len(holders(t, "keeper", dir)) > 0 {
+		time.Sleep(time.Millisecond)
+	}
+	if n := len(holders(t, "anchor", dir)); n != 1 {
+		t.Errorf("%d anchors", n)
+	}
+	var readers []*exec.Cmd
+	for i := range victims {
+		base := filepath.Join(dir, fmt.Sprint("victim", i))
+		// Only what differs: directories and links are not on the right side.
+		cmd := exec.Command("sh", "-c", `cd "$0" && find . -type f -exec cmp {} "$1"/{} \;`, base+".right", base)
+		var out strings.Builder
+		cmd.Stdout, cmd.Stderr = &out, &out
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		readers = append(readers, cmd)
+	}
+	time.Sleep(300 * time.Millisecond) // all wait by now; if not, less is tested
+	daemon = startDaemon(t, dir, "kept")
+	for i, cmd := range readers {
+		if err := cmd.Wait(); err != nil || fmt.Sprint(cmd.Stdout) != "" {
+			t.Errorf("layer %d: %v: %s", i, err, cmd.Stdout)
+		}
+	}
+	for i := range victims {
+		if err := erofs.Unmount(filepath.Join(dir, fmt.Sprint("victim", i))); err != nil {
 			t.Error(err)
 		}
 	}

@@ -16,12 +16,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestMain lets the test binary be the keeper that Start starts.
+func program(dir string) Program {
+	return Program{Keeper: []string{"keeper", dir}, Anchor: []string{"anchor", dir}}
+}
+
+// TestMain lets the test binary be the keeper that Start starts, and others.
 func TestMain(m *testing.M) {
 	var err error
 	switch {
 	case len(os.Args) > 1 && os.Args[1] == "keeper":
 		err = Run()
+	case len(os.Args) > 1 && os.Args[1] == "anchor":
+		RunAnchor()
+	case len(os.Args) > 2 && os.Args[1] == "daemon":
+		err = beDaemon(os.Args[2])
 	case len(os.Args) > 2 && os.Args[1] == "systemd":
 		err = readKept(os.Args[2])
 	default:
@@ -44,7 +52,7 @@ func pipe(t *testing.T) (r, w *os.File) {
 
 func open(t *testing.T, dir string) (*Set, map[string]*os.File) {
 	t.Helper()
-	s, found, err := Open(dir, 2, slog.New(slog.DiscardHandler), "keeper", dir)
+	s, found, err := Open(dir, 2, program(dir), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,12 +70,17 @@ func keep(t *testing.T, s *Set, label string, f *os.File) {
 // processes are the keepers of a directory.
 func processes(t *testing.T, dir string) (pids []int) {
 	t.Helper()
+	return running(t, "keeper", dir)
+}
+
+func running(t *testing.T, what, dir string) (pids []int) {
+	t.Helper()
 	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, path := range lines {
-		if b, _ := os.ReadFile(path); strings.Contains(string(b), "\x00keeper\x00"+dir+"\x00") {
+		if b, _ := os.ReadFile(path); strings.Contains(string(b), "\x00"+what+"\x00"+dir+"\x00") {
 			pid, _ := strconv.Atoi(strings.Split(path, "/")[2])
 			pids = append(pids, pid)
 		}
@@ -273,7 +286,7 @@ func TestSystemdGivesBack(t *testing.T) {
 
 // readKept prints what a kept pipe holds, and ends the keepers it has started.
 func readKept(dir string) error {
-	s, found, err := Open(dir, 2, slog.New(slog.DiscardHandler), "keeper", dir)
+	s, found, err := Open(dir, 2, program(dir), slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}

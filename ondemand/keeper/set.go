@@ -16,24 +16,30 @@ import (
 
 // Set is several keepers that hold the same.
 type Set struct {
-	dir  string
-	args []string
-	log  *slog.Logger
+	dir     string
+	program Program
+	log     *slog.Logger
 
-	mu      sync.Mutex
-	keepers []*Keeper  // nil where one is missing
-	systemd *Systemd   // nil where no service manager has started us
-	held    shelf[int] // our own duplicates
-	leaving bool
-	watch   sync.WaitGroup
+	mu       sync.Mutex
+	keepers  []*Keeper  // nil where one is missing
+	systemd  *Systemd   // nil where no service manager has started us
+	anchors  *anchors   // nil where there can be none
+	noAnchor error      // why
+	anchored bool       // by an anchor of ours
+	held     shelf[int] // our own duplicates
+	leaving  bool
+	watch    sync.WaitGroup
 }
 
+// Program is the command lines of this binary that lead to Run and to RunAnchor.
+type Program struct{ Keeper, Anchor []string }
+
 // Open connects to the keepers of a directory and starts those of count that
-// are missing. Found is what the living ones hold, and the service manager's
-// store, nil where there were none; it is the caller's, and is held on under its
-// labels. Args is the command line of this binary that leads to Run.
-func Open(dir string, count int, log *slog.Logger, args ...string) (s *Set, found map[string]*os.File, err error) {
-	s = &Set{dir: dir, args: args, log: log, keepers: make([]*Keeper, count)}
+// are missing. Found is what the living ones hold, the service manager's store
+// and the anchors, nil where there were none; it is the caller's, and is held on
+// under its labels.
+func Open(dir string, count int, program Program, log *slog.Logger) (s *Set, found map[string]*os.File, err error) {
+	s = &Set{dir: dir, program: program, log: log, keepers: make([]*Keeper, count)}
 	if s.systemd, found, err = OpenSystemd(); err != nil {
 		log.Warn("the service manager's descriptor store cannot be used", "error", err)
 	}
@@ -56,19 +62,12 @@ func Open(dir string, count int, log *slog.Logger, args ...string) (s *Set, foun
 			continue
 		}
 		s.keepers[i] = k
-		if found == nil {
-			found = map[string]*os.File{}
+		if found, err = s.adopt(found, held); err != nil {
+			return nil, nil, err
 		}
-		for _, h := range held {
-			if found[h.Label] != nil {
-				h.File.Close() // the same, of another keeper
-				continue
-			}
-			found[h.Label] = h.File
-			if err := descriptor.Use(h.File, func(fd int) error { return s.hold(h.Label, fd) }); err != nil {
-				return nil, nil, err
-			}
-		}
+	}
+	if found, err = s.adoptAnchored(found); err != nil {
+		return nil, nil, err
 	}
 	for i, k := range s.keepers {
 		if k == nil {
@@ -82,6 +81,39 @@ func Open(dir string, count int, log *slog.Logger, args ...string) (s *Set, foun
 		go s.replace(i, s.keepers[i])
 	}
 	return s, found, nil
+}
+
+// adopt adds to found, and holds, what is not there yet.
+func (s *Set) adopt(found map[string]*os.File, held []Held) (map[string]*os.File, error) {
+	if found == nil && len(held) > 0 {
+		found = map[string]*os.File{}
+	}
+	for _, h := range held {
+		if found[h.Label] != nil {
+			h.File.Close() // the same, of another holder
+			continue
+		}
+		found[h.Label] = h.File
+		if err := descriptor.Use(h.File, func(fd int) error { return s.hold(h.Label, fd) }); err != nil {
+			return nil, err
+		}
+	}
+	return found, nil
+}
+
+// adoptAnchored looks for anchors, the last resort.
+func (s *Set) adoptAnchored(found map[string]*os.File) (map[string]*os.File, error) {
+	f, err := openFreezer(s.dir)
+	if err != nil {
+		s.noAnchor = err
+		return found, nil //nolint:nilerr // Anchor tells
+	}
+	s.anchors = &anchors{f, s.program.Anchor}
+	held, err := s.anchors.take()
+	if err != nil {
+		s.log.Warn("an anchor does not give what it holds", "error", err)
+	}
+	return s.adopt(found, held)
 }
 
 func (s *Set) socket(i int) string { return filepath.Join(s.dir, fmt.Sprintf("keeper%d.sock", i)) }
@@ -99,7 +131,7 @@ func (s *Set) hold(label string, fd int) error {
 }
 
 func (s *Set) start(i int) (*Keeper, error) {
-	k, err := Start(s.socket(i), s.args...)
+	k, err := Start(s.socket(i), s.program.Keeper...)
 	if err != nil {
 		return nil, err
 	}
@@ -216,10 +248,21 @@ func (s *Set) Alive() (n int) {
 }
 
 // Leave lets the keepers live on for the next daemon.
-func (s *Set) Leave() error { return s.part((*Keeper).Leave) }
+func (s *Set) Leave() error {
+	err := s.part((*Keeper).Leave)
+	if s.anchors != nil {
+		err = errors.Join(err, s.anchors.close())
+	}
+	return err
+}
 
-// End ends the keepers, and empties the service manager's store.
+// End ends keepers and anchors, and empties the service manager's store.
 func (s *Set) End() error {
+	if s.anchors != nil {
+		if err := errors.Join(s.anchors.end(), s.anchors.close()); err != nil {
+			s.log.Warn("an anchor is left", "error", err)
+		}
+	}
 	s.mu.Lock()
 	for _, h := range s.held {
 		s.forget(h.label)
