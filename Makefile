@@ -57,7 +57,7 @@ integration:
 # docs/reliability.md, takes half an hour; make test has a part of it.
 chaos: tools
 	$(GO) run ./integration/chaos -write
-	$(GO) run ./integration/vm -run TestKilledDaemon -kills 500 -limit 40m
+	$(GO) run ./integration/vm -run "TestKilledDaemon|TestEverybody" -kills 600 -limit 40m
 
 chaos-short: tools
 	$(GO) run ./integration/chaos -kills 40 -points 4 -pairs 10 -all 2 -cuts 1 -fulls 2

@@ -206,11 +206,18 @@ func (n *node) killPair(context.Context) error {
 	return n.start()
 }
 
+// cutLine cuts the line to the registry, and leaves it whole for longer than the
+// daemon waits before it tries again.
 func (n *node) cutLine(ctx context.Context) error {
 	n.link.Cut()
-	defer n.link.Mend()
+	err := pause(ctx, time.Second+time.Duration(rand.IntN(2000))*time.Millisecond)
+	n.link.Mend()
+	return errors.Join(err, pause(ctx, 4*time.Second))
+}
+
+func pause(ctx context.Context, d time.Duration) error {
 	select {
-	case <-time.After(time.Second + time.Duration(rand.IntN(2000))*time.Millisecond):
+	case <-time.After(d):
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()

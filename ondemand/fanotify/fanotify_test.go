@@ -2,11 +2,16 @@ package fanotify
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
+	"errors"
+	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -124,13 +129,16 @@ func TestLeftovers(t *testing.T) {
 	three := event{mask: unix.FAN_PRE_ACCESS, fd: 22, off: 5, count: 6}
 	j.Received(copy(j.Inbox(), append(encode(one, true), encode(three, true)...)))
 	byFD := func() map[int32]left {
-		list, err := leftovers(j)
+		lists, err := leftovers(j)
 		if err != nil {
 			t.Fatal(err)
 		}
 		found := map[int32]left{}
-		for _, l := range list {
-			found[l.fd] = l
+		for number, list := range lists {
+			if len(list) != 1 || list[0].fd != number {
+				t.Errorf("%d: %+v", number, list)
+			}
+			found[number] = list[0]
 		}
 		return found
 	}
@@ -153,6 +161,90 @@ func TestLeftovers(t *testing.T) {
 	if found = byFD(); len(found) != 2 {
 		t.Fatalf("%+v", found)
 	}
+}
+
+// TestNumberUsedTwice has two events of one number, of which the kernel may have
+// either: neither is answered before both are filled.
+func TestNumberUsedTwice(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "blob")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const span = 4096
+	src := &gated{gate: make(chan struct{})}
+	engine, err := ondemand.New(ondemand.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := engine.Open(ondemand.BlobConfig{Key: ondemand.Key{Volume: "v", Cookie: "c"}, Path: file, Size: 2 * span, SpanSize: span, Source: src})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	if err := b.Fill(t.Context(), 0, span); err != nil {
+		t.Fatal(err)
+	}
+	id, err := blobInode(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	j, err := journal.New(Journal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const number = 900
+	j.Put(encodeSlot(event{fd: number, off: 0, count: span}, id))
+	j.Received(copy(j.Inbox(), encode(event{mask: unix.FAN_PRE_ACCESS, fd: number, off: span, count: span}, true)))
+	kernel, group, err := os.Pipe() // of the kernel's end only answers are of interest
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kernel.Close()
+	defer group.Close()
+	s, err := Serve(group, j, slog.New(slog.NewTextHandler(testWriter{t}, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.blobs[id] = b
+	recovered := make(chan struct{})
+	go func() { s.Recover(); close(recovered) }()
+	early := make([]byte, 64)
+	if err := kernel.SetReadDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := kernel.Read(early); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("answered before both were filled: %x, %v", early[:n], err)
+	}
+	close(src.gate)
+	<-recovered
+	if err := kernel.SetReadDeadline(time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	want := append(answer(number, 0), answer(number, 0)...)
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(kernel, got); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%x, %v", got, err)
+	}
+	if left := j.Left(); len(left.Slots) != 0 {
+		t.Errorf("slots %v are left", left.Slots)
+	}
+}
+
+// gated gives zeros: the first span at once, others through a gate.
+type gated struct{ gate chan struct{} }
+
+func (g *gated) Grow(first, last int64, _ bool) (int64, int64) { return first, last }
+
+func (g *gated) Fetch(_ context.Context, first, last int64, put func(int64, []byte) error) error {
+	for i := first; i <= last; i++ {
+		if i > 0 {
+			<-g.gate
+		}
+		if err := put(i, make([]byte, 4096)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func TestAnswer(t *testing.T) {

@@ -2,6 +2,7 @@ package fanotify
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
 )
@@ -35,11 +36,12 @@ type left struct {
 	slot int
 }
 
-// leftovers lists what a dead daemon has not answered, and perhaps some that it
-// has: a second answer does no harm. What was in the inbox only has a slot
-// afterwards, since the next read goes there, and we may die as well.
-func leftovers(j *journal.Journal) (list []left, err error) {
-	seen := map[int32]bool{}
+// leftovers finds what a dead daemon has not answered, by number, and perhaps some
+// that it has: a second answer does no harm once all of a number are filled. What
+// was in the inbox only has a slot afterwards, since the next read goes there, and
+// we may die as well.
+func leftovers(j *journal.Journal) (list map[int32][]left, err error) {
+	list = map[int32][]left{}
 	ne := binary.NativeEndian
 	found := j.Left()
 	for i, b := range found.Slots {
@@ -48,8 +50,7 @@ func leftovers(j *journal.Journal) (list []left, err error) {
 		}
 		l := left{slot: i, file: inode{ne.Uint64(b[4:]), ne.Uint64(b[12:])}}
 		l.fd, l.off, l.count = int32(ne.Uint32(b)), int64(ne.Uint64(b[20:])), int64(ne.Uint64(b[28:]))
-		seen[l.fd] = true
-		list = append(list, l)
+		list[l.fd] = append(list[l.fd], l)
 	}
 	// Where the length is not noted, events of earlier reads may stand in the
 	// inbox too. They have been answered; taking them costs a refused answer.
@@ -58,9 +59,9 @@ func leftovers(j *journal.Journal) (list []left, err error) {
 		err = nil
 	}
 	for _, e := range events {
-		if e.fd >= 0 && !seen[e.fd] {
-			seen[e.fd] = true
-			list = append(list, left{event: e, slot: j.Put(encodeSlot(e, inode{}))})
+		known := slices.ContainsFunc(list[e.fd], func(l left) bool { return l.off == e.off && l.count == e.count })
+		if e.fd >= 0 && !known {
+			list[e.fd] = append(list[e.fd], left{event: e, slot: j.Put(encodeSlot(e, inode{}))})
 		}
 	}
 	j.Emptied(len(j.Inbox()))

@@ -24,8 +24,9 @@ type Server struct {
 	log     *slog.Logger
 	self    int32
 
-	left     []left // of a dead daemon, until Recover
-	reserved []int  // descriptors that keep the numbers in left from being used
+	left     map[int32][]left // of a dead daemon, by number, until Recover
+	reserved []int            // descriptors that keep those numbers from being used
+	clashes  map[int32]bool   // of those numbers, what we had in use already
 
 	ctx    context.Context // of all fills; ends with Close
 	cancel context.CancelFunc
@@ -54,7 +55,8 @@ func Serve(group *os.File, j *journal.Journal, log *slog.Logger) (*Server, error
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Server{
 		group: group, journal: j, log: log, self: int32(os.Getpid()),
-		ctx: ctx, cancel: cancel, loop: make(chan struct{}), recovered: make(chan struct{}), blobs: map[inode]*ondemand.Blob{},
+		ctx: ctx, cancel: cancel, loop: make(chan struct{}), recovered: make(chan struct{}),
+		blobs: map[inode]*ondemand.Blob{}, clashes: map[int32]bool{},
 	}
 	var err error
 	if s.left, err = leftovers(j); err != nil {
@@ -69,7 +71,9 @@ func Serve(group *os.File, j *journal.Journal, log *slog.Logger) (*Server, error
 }
 
 // reserve takes the descriptor numbers that unanswered events have, so that no
-// new event gets one of them: answers go by number.
+// new event gets one of them: answers go by number, to the eldest event of it.
+// A number that is ours already may come free before Recover, and a new event get
+// it; that waits then.
 func (s *Server) reserve() error {
 	if len(s.left) == 0 {
 		return nil
@@ -79,13 +83,15 @@ func (s *Server) reserve() error {
 		return err
 	}
 	s.reserved = append(s.reserved, null)
-	for _, l := range s.left {
-		// The number itself or, where we use it already, another one.
-		fd, err := unix.FcntlInt(uintptr(null), unix.F_DUPFD_CLOEXEC, int(l.fd))
+	for number := range s.left {
+		fd, err := unix.FcntlInt(uintptr(null), unix.F_DUPFD_CLOEXEC, int(number))
 		if err != nil {
-			return fmt.Errorf("reserve descriptor %d of an event: %w", l.fd, err)
+			return fmt.Errorf("reserve descriptor %d of an event: %w", number, err)
 		}
 		s.reserved = append(s.reserved, fd)
+		if fd != int(number) {
+			s.clashes[number] = true
+		}
 	}
 	return nil
 }
@@ -93,15 +99,11 @@ func (s *Server) reserve() error {
 // Recover implements ondemand.Transport.
 func (s *Server) Recover() {
 	var wg sync.WaitGroup
-	for _, l := range s.left {
+	for number, list := range s.left {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			errno := s.fillLeft(l)
-			if _, err := s.group.Write(answer(l.fd, errno)); err != nil && !errors.Is(err, unix.ENOENT) {
-				s.log.Error("answering an event of the last daemon", "error", err)
-			}
-			s.journal.Clear(l.slot)
+			s.answerLeft(number, list)
 		}()
 	}
 	wg.Wait()
@@ -113,6 +115,22 @@ func (s *Server) Recover() {
 	}
 	s.left, s.reserved = nil, nil
 	close(s.recovered)
+}
+
+// answerLeft answers the events that may have a number. There may be several: one
+// that was answered, whose number was used again. So all are filled before any is
+// answered.
+func (s *Server) answerLeft(number int32, list []left) {
+	var errno unix.Errno
+	for _, l := range list {
+		errno = max(errno, s.fillLeft(l))
+	}
+	for _, l := range list {
+		if _, err := s.group.Write(answer(number, errno)); err != nil && !errors.Is(err, unix.ENOENT) {
+			s.log.Error("answering an event of the last daemon", "error", err)
+		}
+		s.journal.Clear(l.slot)
+	}
 }
 
 // fillLeft fills an event's range: in its blob or, where the daemon died before
@@ -262,13 +280,20 @@ func (s *Server) take(e event) {
 	switch {
 	case e.fd < 0: // an overflow, which FAN_UNLIMITED_QUEUE rules out
 		s.log.Error("fanotify event without a file", "mask", e.mask)
+	case e.pid == s.self && s.clashing(e):
+		// The kernel takes this for the answer to a dead daemon's event, which
+		// is not filled yet: that fails, and its answer will be ours.
+		s.answer(e, unix.EIO)
+		s.closeFile(e)
 	case e.pid == s.self:
 		s.answer(e, 0)
+		s.closeFile(e)
 	default:
 		var st unix.Stat_t
 		if err := unix.Fstat(int(e.fd), &st); err != nil {
 			s.log.Error("stat of an event's file", "error", err)
 			s.answer(e, unix.EIO)
+			s.closeFile(e)
 			return
 		}
 		id := identity(&st)
@@ -281,6 +306,13 @@ func (s *Server) take(e event) {
 		s.work.Add(1)
 		go func() {
 			defer s.work.Done()
+			if s.clashing(e) {
+				select {
+				case <-s.recovered:
+				case <-s.ctx.Done():
+					return // for the successor, as the dead daemon's
+				}
+			}
 			errno := s.fill(e, id)
 			if errno != 0 && s.leaving() {
 				return // the successor finds it in the journal
@@ -288,7 +320,22 @@ func (s *Server) take(e event) {
 			s.answer(e, errno)
 			fault.Point("after the answer")
 			s.journal.Clear(slot)
+			s.closeFile(e) // now its number may be used again, not before
 		}()
+	}
+}
+
+// clashing reports whether an answer would be taken for that to a dead daemon's
+// event.
+func (s *Server) clashing(e event) bool {
+	if !s.clashes[e.fd] {
+		return false
+	}
+	select {
+	case <-s.recovered:
+		return false
+	default:
+		return true
 	}
 }
 
@@ -332,6 +379,9 @@ func (s *Server) answer(e event, errno unix.Errno) {
 	if _, err := s.group.Write(answer(e.fd, errno)); err != nil {
 		s.log.Error("answering a fanotify event", "error", err)
 	}
+}
+
+func (s *Server) closeFile(e event) {
 	if err := unix.Close(int(e.fd)); err != nil {
 		s.log.Error("closing an event's file", "error", err)
 	}

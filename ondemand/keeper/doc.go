@@ -8,6 +8,8 @@
 //	client.go    Keeper, the daemon's end of one keeper
 //	set.go       Set, several keepers that hold the same
 //	systemd.go   the service manager's descriptor store, one more holder
+//	anchor.go    one more that SIGKILL does not end
+//	freezer.go   the cgroup that makes it so
 //
 // # Model
 //
@@ -24,7 +26,20 @@
 // of its own so that no signal for the daemon's terminal or process group
 // reaches it.
 //
+// An anchor is for the case that the daemon and all keepers are killed at once. It
+// is a process that inherits the descriptors and is then frozen, for good, in a
+// version 1 freezer cgroup: it neither answers nor dies, and the next daemon
+// copies what it holds with pidfd_getfd(2), which asks nothing of it. Every daemon
+// starts its own, when all is kept that a takeover needs, and then ends those of
+// earlier daemons, by SIGKILL and letting them out. What its command line says it
+// holds is fixed; so what comes and goes, such as cachefiles' objects, is the
+// keepers' alone.
+//
 // # Failure
+//
+// Anchor fails where there is no such cgroup, and in a PID namespace other than
+// the machine's, whose end would wait for the frozen process. All else works
+// without it.
 //
 // Take fails with ErrNone where no keeper listens. A keeper that does not answer
 // within a few seconds counts as dead.
