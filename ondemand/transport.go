@@ -1,6 +1,7 @@
 package ondemand
 
 import (
+	"log/slog"
 	"sync"
 	"time"
 )
@@ -52,6 +53,17 @@ type Transport interface {
 	// Close stops taking requests and answers those taken. What the kernel does
 	// with later ones is the transport's own matter.
 	Close() error
+}
+
+// LogFailure logs that a fill failed: its reader gets EIO or, where the server is
+// leaving, waits for the next daemon.
+func LogFailure(log *slog.Logger, leaving bool, err error, args ...any) {
+	args = append(args, "error", err)
+	if leaving {
+		log.Info("a read is left for the next daemon", args...)
+		return
+	}
+	log.Error("read fails with EIO", args...)
 }
 
 // drainTime is how long Drain waits: longer than a fetch takes on a good line,

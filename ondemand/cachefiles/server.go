@@ -385,7 +385,7 @@ func (s *Server) fill(m message, o *object) bool {
 		}
 	}
 	if err := b.Fill(s.ctx, m.off, m.n); err != nil {
-		s.Log.Error("read fails with EIO", "error", err)
+		ondemand.LogFailure(s.Log, s.leaving.Load() && s.Keeper != nil, err)
 		return false
 	}
 	return true

@@ -368,7 +368,7 @@ func (s *Server) fillBlob(b *ondemand.Blob, e event) unix.Errno {
 		count = b.Size() // no range: all of it
 	}
 	if err := b.Fill(s.ctx, e.off, count); err != nil {
-		s.log.Error("read fails with EIO", "pid", e.pid, "error", err)
+		ondemand.LogFailure(s.log, s.leaving(), err, "pid", e.pid)
 		return unix.EIO
 	}
 	return 0

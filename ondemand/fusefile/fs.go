@@ -6,10 +6,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -38,6 +38,7 @@ type blobFS struct {
 	log                *slog.Logger
 	ctx                context.Context // of all fills; ends with the server's Close
 	recovered          chan struct{}   // until it is closed, unknown nodes may come yet
+	leaving            atomic.Bool     // what fails now is left for the successor
 
 	mu    sync.RWMutex
 	nodes map[uint64]*node
@@ -178,12 +179,12 @@ func (f *blobFS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse
 		case <-ctx.Done():
 		}
 	}()
-	if err := n.blob.Fill(ctx, off, size); err != nil {
-		f.log.Error("read fails with EIO", "error", err)
-		return nil, fuse.EIO
+	err := n.blob.Fill(ctx, off, size)
+	if err == nil {
+		_, err = n.file.ReadAt(buf[:size], off)
 	}
-	if _, err := n.file.ReadAt(buf[:size], off); err != nil && !errors.Is(err, io.EOF) {
-		f.log.Error("read fails with EIO", "error", err)
+	if err != nil { // a short file too
+		ondemand.LogFailure(f.log, f.leaving.Load(), err)
 		return nil, fuse.EIO
 	}
 	return fuse.ReadResultData(buf[:size]), fuse.OK

@@ -96,7 +96,7 @@ func (s *Server) Recover() { close(s.fs.recovered) }
 
 // Drain implements ondemand.Transport.
 func (s *Server) Drain() {
-	s.session.leaving.Store(true)
+	s.fs.leaving.Store(true)
 	s.stopping.Do(s.session.stop)
 	ondemand.WaitDrained(&s.session.work)
 }

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"sync"
-	"sync/atomic"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -68,24 +67,24 @@ type session struct {
 	dev     *os.File
 	wakeFD  int
 	journal *journal.Journal
+	fs      *blobFS
 	proto   *fuse.ProtocolServer
 	log     *slog.Logger
 
-	loop    chan struct{} // closed when no more requests are read
-	work    sync.WaitGroup
-	leaving atomic.Bool // what fails now is left for the successor
-	out     sync.Pool
+	loop chan struct{} // closed when no more requests are read
+	work sync.WaitGroup
+	out  sync.Pool
 }
 
 // newSession serves the session of a device. Where the journal has a note, it is
 // one that an earlier daemon began.
-func newSession(dev *os.File, j *journal.Journal, fs fuse.RawFileSystem, logger *slog.Logger) (*session, error) {
+func newSession(dev *os.File, j *journal.Journal, fs *blobFS, logger *slog.Logger) (*session, error) {
 	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
 		return nil, fmt.Errorf("eventfd: %w", err)
 	}
 	s := &session{
-		dev: dev, wakeFD: wake, journal: j, log: logger, loop: make(chan struct{}),
+		dev: dev, wakeFD: wake, journal: j, fs: fs, log: logger, loop: make(chan struct{}),
 		proto: fuse.NewProtocolServer(fs, &fuse.MountOptions{
 			MaxWrite: maxRead, MaxBackground: 64, DisableReadDirPlus: true,
 			DisabledCapabilities: fuse.CAP_PASSTHROUGH | fuse.CAP_READDIRPLUS,
@@ -235,7 +234,7 @@ func (s *session) answer(m []byte) bool {
 	if n == 0 {
 		return true
 	}
-	if s.leaving.Load() && opcode(m) == opRead && binary.NativeEndian.Uint32((*out)[4:]) != 0 {
+	if s.fs.leaving.Load() && opcode(m) == opRead && binary.NativeEndian.Uint32((*out)[4:]) != 0 {
 		return false
 	}
 	fault.Point("before the answer")
