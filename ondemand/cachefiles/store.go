@@ -19,20 +19,21 @@ type store struct {
 	*ondemand.Bitmap
 	key            ondemand.Key
 	size, spanSize int64
-	path           func() string // of the cache file, where there is one
+	find           func() string // the cache file, where there is one: a long search
 
 	mu     sync.Mutex
+	file   string        // what find has found
 	object *object       // nil while the kernel has none open
 	bound  chan struct{} // closed when there is one, scanned
 }
 
-func newStore(key ondemand.Key, size, spanSize int64, path func() string) (*store, error) {
+func newStore(key ondemand.Key, size, spanSize int64, find func() string) (*store, error) {
 	if spanSize%blockSize != 0 {
 		return nil, fmt.Errorf("spans of %d bytes: cachefiles needs a multiple of %d", spanSize, blockSize)
 	}
 	return &store{
 		Bitmap: ondemand.NewBitmap((size + spanSize - 1) / spanSize),
-		key:    key, size: size, spanSize: spanSize, path: path, bound: make(chan struct{}),
+		key:    key, size: size, spanSize: spanSize, find: find, bound: make(chan struct{}),
 	}, nil
 }
 
@@ -146,19 +147,22 @@ func (s *store) Sync() error { return nil }
 // Allocated implements ondemand.Store. A cache file has no name until the kernel
 // commits it, some time after its first mount; until then what is filled counts.
 func (s *store) Allocated() (int64, error) {
-	filled := s.Count() * s.spanSize
-	path := s.path()
-	if path == "" {
-		return filled, nil
-	}
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		if errors.Is(err, unix.ENOENT) {
-			return filled, nil
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for range 2 { // it may have been culled, and be elsewhere by now
+		if s.file == "" {
+			s.file = s.find()
 		}
-		return 0, &os.PathError{Op: "stat", Path: path, Err: err}
+		var st unix.Stat_t
+		switch err := unix.Stat(s.file, &st); {
+		case err == nil:
+			return st.Blocks * 512, nil // stat(2)'s unit, whatever the file system's is
+		case !errors.Is(err, unix.ENOENT): // as for an empty path
+			return 0, &os.PathError{Op: "stat", Path: s.file, Err: err}
+		}
+		s.file = ""
 	}
-	return st.Blocks * 512, nil // stat(2)'s unit, whatever the file system's is
+	return s.Count() * s.spanSize, nil
 }
 
 // Close implements ondemand.Store: the cache file stays.
