@@ -26,6 +26,7 @@ var allowed = map[string][]string{
 	"internal/hostcheck":            {},
 	"internal/descriptor":           {},
 	"internal/fault":                {},
+	"internal/procs":                {},
 	"internal/version":              {},
 	"internal/statusapi":            {"fetcher/registry", "ondemand", "snapshot"},
 	"fetcher/layertest":             {},
@@ -38,7 +39,7 @@ var allowed = map[string][]string{
 	"cmd/lacuna-snapshotter":        nil,
 	"integration":                   nil,
 	"integration/bench":             nil,
-	"integration/chaos":             {"integration/harness", "internal/statusapi"},
+	"integration/chaos":             {"integration/harness", "internal/procs", "internal/statusapi"},
 	"integration/vm":                {"integration/harness"},
 	"integration/vm/init":           {},
 }

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lacuna-snapshotter/lacuna/integration/harness"
+	"github.com/lacuna-snapshotter/lacuna/internal/procs"
 	"github.com/lacuna-snapshotter/lacuna/internal/statusapi"
 )
 
@@ -147,30 +148,10 @@ func (n *node) holders() (list []int, err error) {
 
 // keepers are the processes that hold descriptors for the daemon and can be
 // killed.
-func (n *node) keepers() ([]int, error) { return n.running("keeper") }
+func (n *node) keepers() ([]int, error) { return procs.Find("keeper", n.daemon.Root) }
 
 // anchors are those that are frozen.
-func (n *node) anchors() ([]int, error) { return n.running("anchor") }
-
-// running finds processes by the subcommand and the root in their command lines.
-func (n *node) running(subcommand string) (pids []int, err error) {
-	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil {
-		return nil, err
-	}
-	for _, path := range lines {
-		b, err := os.ReadFile(path)
-		if err != nil || !strings.Contains(string(b), "\x00"+subcommand+"\x00"+n.daemon.Root+"\x00") {
-			continue // it has ended, or is none
-		}
-		pid, err := strconv.Atoi(strings.Split(path, "/")[2])
-		if err != nil {
-			return nil, err
-		}
-		pids = append(pids, pid)
-	}
-	return pids, nil
-}
+func (n *node) anchors() ([]int, error) { return procs.Find("anchor", n.daemon.Root) }
 
 // killAt ends processes as nearly at once as can be.
 func killAt(pids ...int) {

@@ -20,6 +20,7 @@ import (
 
 	"github.com/lacuna-snapshotter/lacuna/erofs"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
+	"github.com/lacuna-snapshotter/lacuna/internal/procs"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/keeper"
 )
@@ -152,17 +153,11 @@ func openKeepers(dir string, log *slog.Logger) (*keeper.Set, map[string]*os.File
 }
 
 // holders are the keepers or the anchors of a directory.
-func holders(t *testing.T, what, dir string) (pids []int) {
+func holders(t *testing.T, what, dir string) []int {
 	t.Helper()
-	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	pids, err := procs.Find(what, dir)
 	if err != nil {
 		t.Fatal(err)
-	}
-	for _, path := range lines {
-		if b, _ := os.ReadFile(path); strings.Contains(string(b), "\x00"+what+"\x00"+dir+"\x00") {
-			pid, _ := strconv.Atoi(strings.Split(path, "/")[2])
-			pids = append(pids, pid)
-		}
 	}
 	return pids
 }

@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -37,7 +36,7 @@ func TestConformance(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			s, err := Serve(group, j, slog.New(slog.NewTextHandler(testWriter{t}, nil)))
+			s, err := Serve(group, j, slog.New(slog.NewTextHandler(t.Output(), nil)))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -61,13 +60,6 @@ func hold(t *testing.T, group *os.File) {
 		t.Fatal(err, dupErr)
 	}
 	t.Cleanup(func() { unix.Close(fd) })
-}
-
-type testWriter struct{ t *testing.T }
-
-func (w testWriter) Write(p []byte) (int, error) {
-	w.t.Log(strings.TrimSpace(string(p)))
-	return len(p), nil
 }
 
 // encode makes the bytes that the kernel would send.
@@ -201,7 +193,7 @@ func TestNumberUsedTwice(t *testing.T) {
 	}
 	defer kernel.Close()
 	defer group.Close()
-	s, err := Serve(group, j, slog.New(slog.NewTextHandler(testWriter{t}, nil)))
+	s, err := Serve(group, j, slog.New(slog.NewTextHandler(t.Output(), nil)))
 	if err != nil {
 		t.Fatal(err)
 	}

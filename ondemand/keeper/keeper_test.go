@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/internal/procs"
 )
 
 func program(dir string) Program {
@@ -73,17 +75,11 @@ func processes(t *testing.T, dir string) (pids []int) {
 	return running(t, "keeper", dir)
 }
 
-func running(t *testing.T, what, dir string) (pids []int) {
+func running(t *testing.T, what, dir string) []int {
 	t.Helper()
-	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	pids, err := procs.Find(what, dir)
 	if err != nil {
 		t.Fatal(err)
-	}
-	for _, path := range lines {
-		if b, _ := os.ReadFile(path); strings.Contains(string(b), "\x00"+what+"\x00"+dir+"\x00") {
-			pid, _ := strconv.Atoi(strings.Split(path, "/")[2])
-			pids = append(pids, pid)
-		}
 	}
 	return pids
 }
