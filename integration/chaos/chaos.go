@@ -308,7 +308,8 @@ func (n *node) killEverything(ctx context.Context, times int) (total seen, err e
 		if err != nil {
 			return total, err
 		}
-		killAt(append(append(pids, n.daemon.PID()), anchors...)...)
+		// The daemon first, which would start other keepers.
+		killAt(append(append([]int{n.daemon.PID()}, pids...), anchors...)...)
 		<-n.daemon.Done()
 		time.Sleep(time.Duration(rand.IntN(200)) * time.Millisecond)
 		if err := errors.Join(n.start(), n.reconnect(ctx)); err != nil {

@@ -399,12 +399,12 @@ func TestEverybodyKilledButAnchored(t *testing.T) {
 	writeVictims(t, dir)
 	t.Cleanup(func() { endVictims(t, dir) })
 	daemon := startDaemon(t, dir, "kept")
+	kill(t, daemon) // first: it would start other keepers
 	for _, pid := range append(holders(t, "keeper", dir), holders(t, "anchor", dir)...) {
 		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 			t.Error(err)
 		}
 	}
-	kill(t, daemon)
 	for len(holders(t, "keeper", dir)) > 0 {
 		time.Sleep(time.Millisecond)
 	}

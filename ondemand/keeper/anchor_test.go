@@ -95,8 +95,8 @@ func TestAnchorOutlivesEverything(t *testing.T) {
 		if len(anchors) != 1 {
 			t.Errorf("daemon %d has %d anchors", i, len(anchors))
 		}
-		keepers := processes(t, dir)
-		for _, pid := range append(append(keepers, daemon.Process.Pid), anchors...) {
+		// The daemon first, which would start other keepers.
+		for _, pid := range append(append([]int{daemon.Process.Pid}, processes(t, dir)...), anchors...) {
 			if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 				t.Error(err)
 			}
