@@ -43,7 +43,7 @@ func run(ctx context.Context) (err error) {
 	flag.StringVar(&v.images, "images", ".cache/images", "layers of the image to run")
 	flag.StringVar(&v.filter, "run", ".", "regular expression of the tests to run")
 	flag.IntVar(&v.kills, "kills", 20, "how often the daemon is killed in TestKilledDaemon, at least")
-	flag.DurationVar(&v.limit, "limit", 9*time.Minute, "when a VM counts as hanging")
+	flag.DurationVar(&v.limit, "limit", 15*time.Minute, "when a VM counts as hanging")
 	flag.Parse()
 	if v.cache, err = filepath.Abs(v.cache); err != nil {
 		return err
