@@ -60,7 +60,7 @@ chaos: tools
 	$(GO) run ./integration/vm -run "TestKilledDaemon|TestEverybody" -kills 600 -limit 40m
 
 chaos-short: tools
-	$(GO) run ./integration/chaos -kills 40 -points 4 -pairs 10 -all 2 -cuts 1 -fulls 2
+	$(GO) run ./integration/chaos -kills 40 -points 12 -pairs 10 -all 2 -cuts 1 -fulls 2
 
 # The cachefiles transport on Debian's 6.1 and 6.12 kernels, in QEMU. Kernels and
 # root file system are made once, in .cache/vm. What only this needs is installed

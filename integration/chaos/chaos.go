@@ -20,82 +20,75 @@ type plan struct{ kills, points, pairs, all, cuts, fulls int }
 // points are where a test build of the daemon dies, see internal/fault.
 var points = []string{"request read", "span written", "before the answer", "after the answer"}
 
-const (
-	none = "0 wrong, 0 failed"
-	eio  = "0 wrong, EIO only, then right again"
-)
+// trial is one kind of injury, and what readers may see of it.
+type trial struct {
+	what  string
+	times int
+	run   func() (seen, error)
+	goal  string
+	met   func(seen) bool
+}
 
-// chaos goes through a plan on one transport.
-func chaos(ctx context.Context, top, transport string, p plan) (rows []row, err error) {
-	e, err := harness.New(filepath.Join(top, ".cache", "bin"))
-	if err != nil {
-		return nil, err
+// clean is for what readers must not notice, failing for what may give them EIO.
+func clean(t trial) trial {
+	t.goal = "0 wrong, 0 failed"
+	t.met = func(s seen) bool { return s.wrong == 0 && s.failed == 0 && s.files > 0 }
+	return t
+}
+
+func failing(t trial) trial {
+	t.goal = "0 wrong, EIO only, then right again"
+	t.met = func(s seen) bool { return s.wrong == 0 && s.files > 0 }
+	return t
+}
+
+// trials is a plan on one transport. The last ones go without an anchor.
+func (n *node) trials(ctx context.Context, p plan) []trial {
+	injure := func(times int, how func(context.Context) error) func() (seen, error) {
+		return func() (seen, error) { return n.injure(ctx, times, how) }
 	}
-	defer func() { err = errors.Join(err, e.Close()) }()
-	n, err := newNode(ctx, e, top, transport)
-	if err != nil {
-		return nil, err
+	list := []trial{clean(trial{what: "daemon killed", times: p.kills, run: injure(p.kills, n.killDaemon)})}
+	for _, point := range points {
+		list = append(list, clean(trial{what: "daemon dies: " + point, times: p.points, run: func() (seen, error) {
+			return n.dieAt(ctx, point, p.points)
+		}}))
 	}
-	add := func(what, goal string, times int, met func(seen) bool, s seen, err error) error {
-		if err != nil {
-			return fmt.Errorf("%s: %w", what, err)
-		}
-		r := row{transport, what, times, s, met(s), goal}
-		rows = append(rows, r)
-		fmt.Println(r)
-		return nil
-	}
-	clean := func(s seen) bool { return s.wrong == 0 && s.failed == 0 && s.files > 0 }
-	if p.kills > 0 {
-		s, err := n.injure(ctx, p.kills, n.killDaemon)
-		if err := add("daemon killed", none, p.kills, clean, s, err); err != nil {
-			return rows, err
-		}
-	}
-	if p.points > 0 {
-		for _, point := range points {
-			s, err := n.dieAt(ctx, top, point, p.points)
-			if err := add("daemon dies: "+point, none, p.points, clean, s, err); err != nil {
-				return rows, err
-			}
-		}
-	}
-	if p.pairs > 0 {
-		s, err := n.injure(ctx, p.pairs, n.killPair)
-		if err := add("daemon and a keeper killed together", none, p.pairs, clean, s, err); err != nil {
-			return rows, err
-		}
-	}
-	if p.cuts > 0 {
-		s, err := n.injure(ctx, p.cuts, n.cutLine)
-		if err := add("registry unreachable for 1 to 3 s", none, p.cuts, clean, s, err); err != nil {
-			return rows, err
-		}
-	}
-	failsOnly := func(s seen) bool { return s.wrong == 0 && s.files > 0 }
-	if p.fulls > 0 {
-		s, err := n.fillDisk(ctx, p.fulls)
-		if err := add("cache disk full for a moment", eio, p.fulls, failsOnly, s, err); err != nil {
-			return rows, err
-		}
-	}
-	if p.all > 0 {
-		s, err := n.killEverything(ctx, p.all)
-		if err := add("daemon, all keepers and the anchor killed at once", none, p.all, clean, s, err); err != nil {
-			return rows, err
-		}
+	list = append(list,
+		clean(trial{what: "daemon and a keeper killed together", times: p.pairs, run: injure(p.pairs, n.killPair)}),
+		clean(trial{what: "registry unreachable for 1 to 3 s", times: p.cuts, run: injure(p.cuts, n.cutLine)}),
+		failing(trial{what: "cache disk full for a moment", times: p.fulls, run: func() (seen, error) {
+			return n.fillDisk(ctx, p.fulls)
+		}}),
+		clean(trial{what: "daemon, all keepers and the anchor killed at once", times: p.all, run: func() (seen, error) {
+			return n.killEverything(ctx, p.all)
+		}}))
+	bare := failing(trial{what: "daemon and all keepers killed at once, without an anchor", times: p.all, run: func() (seen, error) {
 		n.anchored = false
 		if err := n.killDaemon(ctx); err != nil {
-			return rows, err
+			return seen{}, err
 		}
-		s, err = n.killEverything(ctx, p.all)
-		goal, met := eio, failsOnly
-		if transport == "fanotify" {
-			goal, met = "nothing wrong goes unreported, then right again", func(s seen) bool { return s.unreported == 0 && s.files > 0 }
+		return n.killEverything(ctx, p.all)
+	}})
+	if n.transport == "fanotify" {
+		bare.goal = "nothing wrong goes unreported, then right again"
+		bare.met = func(s seen) bool { return s.unreported == 0 && s.files > 0 }
+	}
+	return append(list, bare)
+}
+
+// chaos goes through a plan.
+func (n *node) chaos(ctx context.Context, p plan) (rows []row, err error) {
+	for _, t := range n.trials(ctx, p) {
+		if t.times == 0 {
+			continue
 		}
-		if err := add("daemon and all keepers killed at once, without an anchor", goal, p.all, met, s, err); err != nil {
-			return rows, err
+		s, err := t.run()
+		if err != nil {
+			return rows, fmt.Errorf("transport %s: %s: %w", n.transport, t.what, err)
 		}
+		r := row{n.transport, t.what, t.times, s, t.met(s), t.goal}
+		rows = append(rows, r)
+		fmt.Println(r)
 	}
 	return rows, nil
 }
@@ -224,15 +217,22 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// dieAt runs a build of the daemon that dies at a point, and starts it again each
-// time.
-func (n *node) dieAt(ctx context.Context, top, point string, times int) (total seen, err error) {
-	const program = "lacuna-snapshotter-faults"
-	build := exec.CommandContext(ctx, "go", "build", "-tags", "faults", "-o", filepath.Join(n.env.Bin, program), "./cmd/lacuna-snapshotter")
+// program is a build of the daemon that can die at a point.
+const program = "lacuna-snapshotter-faults"
+
+// buildFaults makes that build.
+func buildFaults(ctx context.Context, top string) error {
+	build := exec.CommandContext(ctx, "go", "build", "-tags", "faults", "-o", filepath.Join(top, ".cache", "bin", program), "./cmd/lacuna-snapshotter")
 	build.Dir = top
 	if out, err := build.CombinedOutput(); err != nil {
-		return total, fmt.Errorf("build %s: %w\n%s", program, err, out)
+		return fmt.Errorf("build %s: %w\n%s", program, err, out)
 	}
+	return nil
+}
+
+// dieAt runs a build of the daemon that dies at a point, and starts it again each
+// time.
+func (n *node) dieAt(ctx context.Context, point string, times int) (total seen, err error) {
 	deaths := 0
 	for deaths < times {
 		s, err := n.round(ctx, func(over <-chan struct{}) (err error) {

@@ -14,10 +14,14 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/integration/harness"
 )
 
 func main() {
@@ -66,13 +70,12 @@ func run(ctx context.Context) error {
 		return err
 	}
 	began := time.Now()
-	var rows []row
-	for t := range strings.SplitSeq(*transports, ",") {
-		found, err := chaos(ctx, top, t, plan{*kills, *points, *pairs, *all, *cuts, *fulls})
-		rows = append(rows, found...)
-		if err != nil {
-			return fmt.Errorf("transport %s: %w", t, err)
-		}
+	if err := buildFaults(ctx, top); err != nil {
+		return err
+	}
+	rows, err := onAll(ctx, top, strings.Split(*transports, ","), plan{*kills, *points, *pairs, *all, *cuts, *fulls})
+	if err != nil {
+		return err
 	}
 	fmt.Printf("chaos: %.0f s\n", time.Since(began).Seconds())
 	if *write {
@@ -86,6 +89,34 @@ func run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// onAll goes through a plan on several transports, side by side: most of the time
+// is waiting.
+func onAll(ctx context.Context, top string, transports []string, p plan) (all []row, err error) {
+	var nodes []*node
+	for _, transport := range transports {
+		e, newErr := harness.New(filepath.Join(top, ".cache", "bin"))
+		if newErr != nil {
+			return nil, newErr
+		}
+		defer func() { err = errors.Join(err, e.Close()) }()
+		n, newErr := newNode(ctx, e, top, transport)
+		if newErr != nil {
+			return nil, fmt.Errorf("transport %s: %w", transport, newErr)
+		}
+		nodes = append(nodes, n)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	rows := make([][]row, len(nodes))
+	for i, n := range nodes {
+		g.Go(func() (err error) {
+			rows[i], err = n.chaos(ctx, p)
+			return err
+		})
+	}
+	err = g.Wait()
+	return slices.Concat(rows...), err
 }
 
 // writeReport puts the figures before the notes.

@@ -187,7 +187,7 @@ type container struct {
 // read starts a container that reads the files a number of times.
 func (n *node) read(ctx context.Context, passes int) (*container, error) {
 	n.containers++
-	c := &container{id: fmt.Sprint("reader-", n.containers), started: make(chan struct{}), done: make(chan struct{})}
+	c := &container{id: fmt.Sprintf("reader-%s-%d", n.transport, n.containers), started: make(chan struct{}), done: make(chan struct{})}
 	cmd := exec.CommandContext(ctx, filepath.Join(n.env.Bin, "ctr"), "--address", n.containerd.Address, "run", "--rm", "--snapshotter", "lacuna",
 		"--mount", "type=bind,src="+n.expected+",dst=/expected,options=rbind:ro",
 		"--mount", "type=bind,src="+n.env.Path("reader.py")+",dst=/reader.py,options=rbind:ro",
