@@ -45,6 +45,9 @@ func (a *anchors) list() (all []anchor, err error) {
 	}
 	for _, pid := range pids {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if errors.Is(err, os.ErrNotExist) {
+			continue // somebody has let it out, dead
+		}
 		if err != nil {
 			return nil, err
 		}
