@@ -155,48 +155,72 @@ func TestLeftovers(t *testing.T) {
 	}
 }
 
-// TestNumberUsedTwice has two events of one number, of which the kernel may have
-// either: neither is answered before both are filled.
-func TestNumberUsedTwice(t *testing.T) {
+// testSpan is the size of the scripted tests' spans.
+const testSpan = 4096
+
+// newBlob is one of two spans, the first filled.
+func newBlob(t *testing.T, src ondemand.Source) (*ondemand.Blob, inode) {
+	t.Helper()
 	file := filepath.Join(t.TempDir(), "blob")
-	if err := os.WriteFile(file, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	const span = 4096
-	src := &gated{gate: make(chan struct{})}
 	engine, err := ondemand.New(ondemand.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := engine.Open(ondemand.BlobConfig{Key: ondemand.Key{Volume: "v", Cookie: "c"}, Path: file, Size: 2 * span, SpanSize: span, Source: src})
+	b, err := engine.Open(ondemand.BlobConfig{Key: ondemand.Key{Volume: "v", Cookie: "c"}, Path: file, Size: 2 * testSpan, SpanSize: testSpan, Source: src})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer b.Close()
-	if err := b.Fill(t.Context(), 0, span); err != nil {
+	t.Cleanup(func() { b.Close() })
+	if err := b.Fill(t.Context(), 0, testSpan); err != nil {
 		t.Fatal(err)
 	}
 	id, err := blobInode(b)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return b, id
+}
+
+// successor serves what a journal has, with a pipe for the kernel's end, of which
+// only answers are of interest.
+func successor(t *testing.T, j *journal.Journal) (s *Server, kernel *os.File) {
+	t.Helper()
+	kernel, group, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { kernel.Close(); group.Close() })
+	if s, err = Serve(group, j, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	return s, kernel
+}
+
+func expect(t *testing.T, kernel *os.File, answers ...[]byte) {
+	t.Helper()
+	want := bytes.Join(answers, nil)
+	got := make([]byte, len(want))
+	if err := kernel.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(kernel, got); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%x, %v", got, err)
+	}
+}
+
+// TestNumberUsedTwice has two events of one number, of which the kernel may have
+// either: neither is answered before both are filled.
+func TestNumberUsedTwice(t *testing.T) {
+	src := &gated{gate: make(chan struct{})}
+	b, id := newBlob(t, src)
 	j, err := journal.New(Journal)
 	if err != nil {
 		t.Fatal(err)
 	}
 	const number = 900
-	j.Put(encodeSlot(event{fd: number, off: 0, count: span}, id))
-	j.Received(copy(j.Inbox(), encode(event{mask: unix.FAN_PRE_ACCESS, fd: number, off: span, count: span}, true)))
-	kernel, group, err := os.Pipe() // of the kernel's end only answers are of interest
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer kernel.Close()
-	defer group.Close()
-	s, err := Serve(group, j, slog.New(slog.NewTextHandler(t.Output(), nil)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	j.Put(encodeSlot(event{fd: number, off: 0, count: testSpan}, id))
+	j.Received(copy(j.Inbox(), encode(event{mask: unix.FAN_PRE_ACCESS, fd: number, off: testSpan, count: testSpan}, true)))
+	s, kernel := successor(t, j)
 	s.blobs[id] = b
 	recovered := make(chan struct{})
 	go func() { s.Recover(); close(recovered) }()
@@ -209,17 +233,32 @@ func TestNumberUsedTwice(t *testing.T) {
 	}
 	close(src.gate)
 	<-recovered
-	if err := kernel.SetReadDeadline(time.Time{}); err != nil {
-		t.Fatal(err)
-	}
-	want := append(answer(number, 0), answer(number, 0)...)
-	got := make([]byte, len(want))
-	if _, err := io.ReadFull(kernel, got); err != nil || !bytes.Equal(got, want) {
-		t.Errorf("%x, %v", got, err)
-	}
+	expect(t, kernel, answer(number, 0), answer(number, 0))
 	if left := j.Left(); len(left.Slots) != 0 {
 		t.Errorf("slots %v are left", left.Slots)
 	}
+}
+
+// TestLeftOfCompleteBlob has an event that a daemon did not answer before it died,
+// of a blob that it had completed.
+func TestLeftOfCompleteBlob(t *testing.T) {
+	gate := make(chan struct{})
+	close(gate)
+	b, id := newBlob(t, &gated{gate: gate})
+	if err := b.Fill(t.Context(), 0, 2*testSpan); err != nil || !b.Complete() {
+		t.Fatal(b.Complete(), err)
+	}
+	j, err := journal.New(Journal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	j.Put(encodeSlot(event{fd: 900, off: testSpan, count: testSpan}, id))
+	s, kernel := successor(t, j)
+	if err := s.Attach(b, ""); err != nil {
+		t.Fatal(err)
+	}
+	s.Recover()
+	expect(t, kernel, answer(900, 0))
 }
 
 // gated gives zeros: the first span at once, others through a gate.
@@ -232,7 +271,7 @@ func (g *gated) Fetch(_ context.Context, first, last int64, put func(int64, []by
 		if i > 0 {
 			<-g.gate
 		}
-		if err := put(i, make([]byte, 4096)); err != nil {
+		if err := put(i, make([]byte, testSpan)); err != nil {
 			return err
 		}
 	}

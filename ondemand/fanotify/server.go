@@ -172,11 +172,9 @@ func (s *Server) Mount(b *ondemand.Blob, bootstrap, target string) error {
 // Remove implements ondemand.Transport: the kernel keeps nothing.
 func (s *Server) Remove(ondemand.Key) error { return nil }
 
-// Attach implements ondemand.Transport. A complete blob needs no marking.
+// Attach implements ondemand.Transport. A complete blob needs no marking, but may
+// have events of the time before a dead daemon had completed it.
 func (s *Server) Attach(b *ondemand.Blob, _ string) error {
-	if b.Complete() {
-		return nil
-	}
 	id, err := blobInode(b)
 	if err != nil {
 		return err
@@ -184,6 +182,9 @@ func (s *Server) Attach(b *ondemand.Blob, _ string) error {
 	s.mu.Lock()
 	s.blobs[id] = b
 	s.mu.Unlock()
+	if b.Complete() {
+		return nil
+	}
 	return mark(s.group, unix.FAN_MARK_ADD, b.Path())
 }
 
