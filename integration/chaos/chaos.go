@@ -54,6 +54,12 @@ func (n *node) trials(ctx context.Context, p plan) []trial {
 		}}))
 	}
 	list = append(list,
+		clean(trial{what: "daemon killed while it completes layers", times: p.kills / 5, run: func() (seen, error) {
+			n.settling = true
+			s, err := n.injure(ctx, p.kills/5, n.killDaemon)
+			n.settling = false
+			return s, errors.Join(err, n.killDaemon(ctx))
+		}}),
 		clean(trial{what: "daemon and a keeper killed together", times: p.pairs, run: injure(p.pairs, n.killPair)}),
 		clean(trial{what: "registry unreachable for 1 to 3 s", times: p.cuts, run: injure(p.cuts, n.cutLine)}),
 		failing(trial{what: "cache disk full for a moment", times: p.fulls, run: func() (seen, error) {

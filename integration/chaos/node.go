@@ -30,6 +30,7 @@ type node struct {
 	containerd *harness.Containerd
 	daemon     *harness.Daemon
 	anchored   bool // whether the next daemon is to have an anchor
+	settling   bool // whether it is to fill ahead
 	ref        string
 	expected   string // file of digests
 	containers int
@@ -84,7 +85,8 @@ func newNode(ctx context.Context, e *harness.Env, top, transport string) (*node,
 }
 
 func (n *node) start() (err error) {
-	n.daemon, err = n.env.StartDaemon(fmt.Sprintf("transport = %q\nanchor = %v\nfetch.timeout = \"2m\"\nsettle.enabled = false", n.transport, n.anchored))
+	n.daemon, err = n.env.StartDaemon(fmt.Sprintf("transport = %q\nanchor = %v\nfetch.timeout = \"2m\"\nsettle.enabled = %v\nsettle.quiet = \"50ms\"",
+		n.transport, n.anchored, n.settling))
 	return err
 }
 
