@@ -22,6 +22,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/config"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
+	"github.com/lacuna-snapshotter/lacuna/internal/descriptor"
 	"github.com/lacuna-snapshotter/lacuna/internal/version"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/keeper"
@@ -103,6 +104,10 @@ func newLogger(c *config.Config) *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, o))
 }
 
+// lockTime is how long a start waits for the lock: a child that a killed daemon
+// was about to execute has it too, until it is executed.
+const lockTime = 5 * time.Second
+
 // lockRoot keeps a second daemon out of the directory.
 func lockRoot(root string) (*os.File, error) {
 	if err := os.MkdirAll(root, 0o711); err != nil {
@@ -112,11 +117,16 @@ func lockRoot(root string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("another lacuna-snapshotter uses %s: %w", root, err)
+	for deadline := time.Now().Add(lockTime); ; time.Sleep(20 * time.Millisecond) {
+		err := descriptor.Use(f, func(fd int) error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
+		switch {
+		case err == nil:
+			return f, nil
+		case !errors.Is(err, unix.EAGAIN) || time.Now().After(deadline):
+			f.Close()
+			return nil, fmt.Errorf("another lacuna-snapshotter uses %s: %w", root, err)
+		}
 	}
-	return f, nil
 }
 
 func registryOptions(c *config.Config) registry.Options {

@@ -162,7 +162,9 @@ func (n *node) round(ctx context.Context, meanwhile func(over <-chan struct{}) e
 			<-c.done
 		}
 	}()
-	err = meanwhile(over)
+	if err := meanwhile(over); err != nil { // nobody may be there to serve them
+		return total, fmt.Errorf("%w\n%s", err, n.daemon.Tail())
+	}
 	for _, c := range list {
 		<-c.done
 		err = errors.Join(err, c.err)

@@ -111,8 +111,10 @@ func (v *vm) boot(ctx context.Context, series string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, v.limit)
 	defer cancel()
+	// One thread for both processors: with a thread for each, one of them may run
+	// code that the other one's kernel has patched in the meantime.
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64",
-		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2048",
+		"-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2", "-m", "2048",
 		"-nographic", "-no-reboot", "-nodefaults", "-serial", "stdio",
 		"-kernel", filepath.Join(dir, "vmlinuz"), "-initrd", initrd,
 		"-append", "console=ttyS0 quiet panic=-1 hung_task_timeout_secs=60 lacuna.run="+v.filter+" lacuna.kills="+strconv.Itoa(v.kills),
