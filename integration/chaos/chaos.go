@@ -320,7 +320,7 @@ func (n *node) killEverything(ctx context.Context, times int) (total seen, err e
 		killAt(append(append([]int{n.daemon.PID()}, pids...), anchors...)...)
 		<-n.daemon.Done()
 		time.Sleep(time.Duration(rand.IntN(200)) * time.Millisecond)
-		if err := errors.Join(n.start(), n.reconnect(ctx)); err != nil {
+		if err := errors.Join(n.start(), n.containerd.Reconnect(ctx)); err != nil {
 			return total, err
 		}
 		reported := false
@@ -385,18 +385,6 @@ func (n *node) fillDisk(ctx context.Context, times int) (total seen, err error) 
 		}
 	}
 	return total, nil
-}
-
-// reconnect waits until containerd tries the daemon's socket again, which it does
-// not do for a second after it was refused.
-func (n *node) reconnect(ctx context.Context) (err error) {
-	for range 300 {
-		if _, err = n.containerd.Ctr(ctx, "snapshots", "--snapshotter", "lacuna", "list"); err == nil {
-			return nil
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-	return fmt.Errorf("%w\n%s", err, n.daemon.Tail())
 }
 
 // reported tells whether the daemon names a container among those that were not

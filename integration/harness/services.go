@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // StartRegistry runs the reference registry and returns its address.
@@ -144,6 +145,18 @@ conf_dir = %q
 	}
 	e.onClose(c.removeContainers)
 	return c, c.waitSocket("unix", c.Address)
+}
+
+// Reconnect waits until containerd has a connection to a daemon that was started
+// again. Where the last one went amid a handshake it tries only after a second.
+func (c *Containerd) Reconnect(ctx context.Context) (err error) {
+	for range 300 {
+		if _, err = c.Ctr(ctx, "snapshots", "--snapshotter", "lacuna", "list"); err == nil {
+			return nil
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return err
 }
 
 // Ctr runs ctr.

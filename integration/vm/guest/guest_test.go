@@ -74,6 +74,9 @@ func TestEndToEnd(t *testing.T) {
 	if d, err = e.StartDaemon("transport = \"cachefiles\"\nsettle.quiet = \"0s\""); err != nil {
 		t.Fatal(err)
 	}
+	if err := c.Reconnect(ctx); err != nil {
+		t.Fatalf("%v\n%s", err, d.Log())
+	}
 	want := expected(t)
 	out, err = c.RunIn(ctx, "lacuna", ref, "tree", "sh", "-c", "find / -xdev -type f -print0 | xargs -0 sha256sum")
 	if err != nil {
