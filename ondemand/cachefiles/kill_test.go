@@ -251,18 +251,25 @@ func endVictims(t *testing.T, dir string) {
 	t.Error(err)
 }
 
+func killsWanted(t *testing.T) int {
+	t.Helper()
+	s := os.Getenv("LACUNA_KILLS")
+	if s == "" {
+		return 20
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
 // TestKilledDaemon kills the daemon again and again under readers, every sixth
 // time with one of the keepers that hold the device: the readers wait, and read
 // right bytes. LACUNA_KILLS is how often, at least.
 func TestKilledDaemon(t *testing.T) {
 	needKernel(t)
-	want := 20
-	if s := os.Getenv("LACUNA_KILLS"); s != "" {
-		var err error
-		if want, err = strconv.Atoi(s); err != nil {
-			t.Fatal(err)
-		}
-	}
+	want := killsWanted(t)
 	kills, withKeeper, files, longest := 0, 0, 0, time.Duration(0)
 	for round := 0; kills < want && !t.Failed(); round++ {
 		t.Run(fmt.Sprint(round), func(t *testing.T) {
@@ -336,9 +343,15 @@ func killRound(t *testing.T) (kills, files int, longest time.Duration) {
 
 // TestEverybodyKilled kills the daemon where nobody else holds the device: reads
 // of holes fail, none gives zeros, and a new daemon mounts the layers anew, also
-// those that somebody still has open.
+// those that somebody still has open. One for each twelve of LACUNA_KILLS.
 func TestEverybodyKilled(t *testing.T) {
 	needKernel(t)
+	for i := range killsWanted(t) / 12 {
+		t.Run(fmt.Sprint(i), everybodyKilled)
+	}
+}
+
+func everybodyKilled(t *testing.T) {
 	dir := t.TempDir()
 	writeVictims(t, dir)
 	t.Cleanup(func() { endVictims(t, dir) })
@@ -392,9 +405,15 @@ func TestEverybodyKilled(t *testing.T) {
 
 // TestEverybodyKilledButAnchored kills the daemon and all that hold the device,
 // also the frozen process, which stays: readers of the next moment wait, and read
-// right bytes in the mounts that are.
+// right bytes in the mounts that are. One for each twelve of LACUNA_KILLS.
 func TestEverybodyKilledButAnchored(t *testing.T) {
 	needKernel(t)
+	for i := range killsWanted(t) / 12 {
+		t.Run(fmt.Sprint(i), everybodyKilledButAnchored)
+	}
+}
+
+func everybodyKilledButAnchored(t *testing.T) {
 	dir := t.TempDir()
 	writeVictims(t, dir)
 	t.Cleanup(func() { endVictims(t, dir) })
