@@ -2,13 +2,10 @@ package snapshot
 
 import (
 	"context"
-	"os"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
-	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/lacuna-snapshotter/lacuna/fetcher"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
 )
@@ -22,50 +19,23 @@ type layerSource struct {
 	client *registry.Client
 
 	mu   sync.Mutex
-	open *fetcher.Layer
-	file *os.File
+	open *index.Layer
 
 	misses misses
 }
 
-func (s *layerSource) load() (*fetcher.Layer, error) {
+func (s *layerSource) load() (*index.Layer, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.open != nil {
 		return s.open, nil
 	}
-	head, err := s.store.Head(s.layer)
+	l, err := s.store.Open(s.client, s.ref, s.layer)
 	if err != nil {
 		return nil, err
 	}
-	repo, _, err := s.client.Repository(s.ref)
-	if err != nil {
-		return nil, err
-	}
-	from, found, err := s.store.Source(s.layer)
-	if err != nil {
-		return nil, err
-	}
-	var remote index.ReadRange
-	if found {
-		indexRepo, _, err := s.client.Repository(from.Ref)
-		if err != nil {
-			return nil, err
-		}
-		remote = indexRepo.Blob(from.Entry.Blob).Patient().ReadAt
-	}
-	file, err := s.store.File(s.layer)
-	if err != nil {
-		return nil, err
-	}
-	s.file = file
-	head.Bootstrap = nil // the mount has it
-	s.open = &fetcher.Layer{
-		Map:     head.Map,
-		Remote:  repo.Blob(v1.Descriptor{Digest: s.layer, Size: head.Map.PackedSize}).Patient(),
-		Windows: index.NewWindows(head, file, remote),
-	}
-	return s.open, nil
+	s.open = l
+	return l, nil
 }
 
 // Grow implements ondemand.Source. To the layer's own advice it adds what misses
@@ -131,8 +101,8 @@ func (s *layerSource) Fetch(ctx context.Context, first, last int64, put func(int
 func (s *layerSource) drop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.file != nil {
-		s.file.Close()
+	if s.open != nil {
+		s.open.Close()
 	}
-	s.open, s.file = nil, nil
+	s.open = nil
 }

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
 	"github.com/lacuna-snapshotter/lacuna/erofs"
@@ -116,20 +115,14 @@ func (c *serveSettings) addImage(ctx context.Context, engine *ondemand.Engine, s
 		if err := erofs.Check(head.Bootstrap, head.Map.BlobSize); err != nil {
 			return nil, err
 		}
-		file, err := e.store.File(l.Digest)
-		if err != nil {
-			return nil, err
-		}
-		remote, err := e.remoteWindows(l.Digest)
-		if err != nil {
-			return nil, err
-		}
 		bootstrap := filepath.Join(dir, l.Digest.Encoded())
 		if err := os.WriteFile(bootstrap, head.Bootstrap, 0o600); err != nil {
 			return nil, err
 		}
-		head.Bootstrap = nil
-		source := &fetcher.Layer{Map: head.Map, Remote: e.image.Repo.Blob(l.Descriptor).Patient(), Windows: index.NewWindows(head, file, remote)}
+		source, err := e.store.Open(e.client, c.imageRef, l.Digest)
+		if err != nil {
+			return nil, err
+		}
 		b, err := openBlob(engine, server, ondemand.Key{Volume: c.domain, Cookie: l.Digest.Encoded()}, head.Map.BlobSize, head.Map.SpanSize, source)
 		if err != nil {
 			return nil, err
@@ -171,15 +164,6 @@ func (e *indexer) fetchIndexes(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// remoteWindows reads what the store has not of a layer's index.
-func (e *indexer) remoteWindows(layer digest.Digest) (index.ReadRange, error) {
-	from, found, err := e.store.Source(layer)
-	if err != nil || !found {
-		return nil, err
-	}
-	return e.image.Repo.Blob(from.Entry.Blob).Patient().ReadAt, nil
 }
 
 func openBlob(engine *ondemand.Engine, server *cachefiles.Server, key ondemand.Key, size, span int64, source ondemand.Source) (*ondemand.Blob, error) {

@@ -1,0 +1,59 @@
+package index
+
+import (
+	"os"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/lacuna-snapshotter/lacuna/fetcher"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
+)
+
+// Layer is a layer of a store, open for reading.
+type Layer struct {
+	fetcher.Layer
+	file *os.File
+}
+
+// Open opens a layer. Its map is the store's; its bytes come from the
+// repository of ref, an image that has the layer, and windows that the store
+// lacks from where the index was found. It fails as Head does.
+func (s *Store) Open(client *registry.Client, ref string, layer digest.Digest) (*Layer, error) {
+	head, err := s.Head(layer)
+	if err != nil {
+		return nil, err
+	}
+	repo, _, err := client.Repository(ref)
+	if err != nil {
+		return nil, err
+	}
+	from, found, err := s.Source(layer)
+	if err != nil {
+		return nil, err
+	}
+	var remote ReadRange
+	if found {
+		indexRepo, _, err := client.Repository(from.Ref)
+		if err != nil {
+			return nil, err
+		}
+		remote = indexRepo.Blob(from.Entry.Blob).Patient().ReadAt
+	}
+	file, err := s.File(layer)
+	if err != nil {
+		return nil, err
+	}
+	head.Bootstrap = nil // large, and of no use to readers of data
+	return &Layer{
+		Layer: fetcher.Layer{
+			Map:     head.Map,
+			Remote:  repo.Blob(v1.Descriptor{Digest: layer, Size: head.Map.PackedSize}).Patient(),
+			Windows: NewWindows(head, file, remote),
+		},
+		file: file,
+	}, nil
+}
+
+// Close frees what Open took. Fetches must be over.
+func (l *Layer) Close() error { return l.file.Close() }
