@@ -33,6 +33,7 @@ type Config struct {
 	Fetch      Fetch      `toml:"fetch"`
 	Settle     Settle     `toml:"settle"`
 	Cache      Cache      `toml:"cache"`
+	FUSE       FUSE       `toml:"fuse"`
 	Cachefiles Cachefiles `toml:"cachefiles"`
 	Index      Index      `toml:"index"`
 }
@@ -67,6 +68,11 @@ type Settle struct {
 type Cache struct {
 	MaxBytes int64    `toml:"max_bytes"`
 	Every    Duration `toml:"every"`
+}
+
+// FUSE is how blobs are mounted, where that transport is used.
+type FUSE struct {
+	Loop bool `toml:"loop"`
 }
 
 // Cachefiles is the kernel's cache, where that transport is used.

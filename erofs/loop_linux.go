@@ -1,38 +1,113 @@
 package erofs
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// MountLoop is Mount for kernels that cannot mount EROFS from files: through
-// loop devices, which go away with the mount.
-func MountLoop(bootstrap, blob, target string) error {
+// MountLoop is Mount through loop devices, which go away with the mount. Kernels
+// that cannot mount EROFS from files need it, and with it the blob's file can be
+// changed while the file system is mounted: see ChangeLoop. device is the blob's.
+// A sparse blob is read as EROFS asks; a whole one, like the bootstrap, also ahead
+// of that, in the order of the file.
+func MountLoop(bootstrap, blob string, sparse bool, target string) (device string, err error) {
 	var devices []string
-	for _, path := range []string{bootstrap, blob} {
-		loop, err := attachLoop(path)
+	for _, file := range []struct {
+		path   string
+		sparse bool
+	}{{bootstrap, false}, {blob, sparse}} {
+		loop, err := attachLoop(file.path, file.sparse)
 		if err != nil {
-			return &MountError{"mount", target, err}
+			return "", &MountError{"mount", target, err}
 		}
 		defer loop.Close() // the mount holds the device, which is to clear itself
 		devices = append(devices, loop.Name())
 	}
 	if err := unix.Mount(devices[0], target, "erofs", unix.MS_RDONLY, "device="+devices[1]); err != nil {
-		return &MountError{"mount", target, err}
+		return "", &MountError{"mount", target, err}
+	}
+	return devices[1], nil
+}
+
+// Loops lists the loop devices that read files, by the file's path.
+func Loops() (map[string][]string, error) {
+	found, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		return nil, err
+	}
+	loops := map[string][]string{}
+	for _, path := range found {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has just been freed
+		}
+		file := strings.TrimSuffix(string(b), "\n")
+		loops[file] = append(loops[file], "/dev/"+strings.Split(path, "/")[3])
+	}
+	return loops, nil
+}
+
+// loopChangeFD is LOOP_CHANGE_FD, include/uapi/linux/loop.h.
+const loopChangeFD = 0x4C06
+
+// ChangeLoop makes a loop device of MountLoop read the file to in place of from,
+// which is as long. Mounts of the device notice nothing; reads that are under way
+// are waited for, beyond any signal. A device that has been freed meanwhile, or
+// reads another file, is left alone. From may have been on a file system that was
+// unmounted since. Sparse is as for MountLoop, of the file to.
+func ChangeLoop(device, from, to string, sparse bool) error {
+	loop, err := os.Open(device)
+	if err != nil {
+		return err
+	}
+	defer loop.Close() // while it is open nobody else can be given it
+	loops, err := Loops()
+	if err != nil {
+		return err
+	}
+	// The kernel has paths of a file system that is mounted nowhere begin there.
+	if !slices.Contains(loops[from], device) && !slices.Contains(loops["/"+filepath.Base(from)], device) {
+		return nil
+	}
+	file, err := openBacking(to, sparse)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(file)
+	if err := unix.IoctlSetInt(int(loop.Fd()), loopChangeFD, file); err != nil {
+		return fmt.Errorf("have %s read %s: %w", device, to, err)
 	}
 	return nil
 }
 
-// attachLoop makes a read-only loop device of a file. The file may be one that
-// this process serves through FUSE: os.Open would ask it whether it can be polled,
-// in a system call for which the runtime cannot let others run.
-func attachLoop(path string) (*os.File, error) {
-	backing, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+// openBacking opens a file for a loop device. It may be one that this process
+// serves through FUSE: os.Open would ask it whether it can be polled, in a system
+// call for which the runtime cannot let others run.
+func openBacking(path string, sparse bool) (fd int, err error) {
+	if fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+		return -1, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	advice := unix.FADV_NORMAL
+	if sparse {
+		advice = unix.FADV_RANDOM
+	}
+	if err := unix.Fadvise(fd, 0, 0, advice); err != nil {
+		return -1, errors.Join(&os.PathError{Op: "fadvise", Path: path, Err: err}, unix.Close(fd))
+	}
+	return fd, nil
+}
+
+// attachLoop makes a read-only loop device of a file.
+func attachLoop(path string, sparse bool) (*os.File, error) {
+	backing, err := openBacking(path, sparse)
 	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+		return nil, err
 	}
 	defer unix.Close(backing)
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)

@@ -30,9 +30,12 @@ type Transport interface {
 	Attach(b *Blob, bootstrap string) error
 	// Mount mounts an attached blob's file system at target.
 	Mount(b *Blob, bootstrap, target string) error
-	// Serves reports whether a mount of the blob needs the transport's answers:
-	// one that nobody has served for a while may have failed its readers.
+	// Serves reports whether a mount of the blob needs the transport's answers.
 	Serves(b *Blob) bool
+	// Revive is called for an attached blob with a mount of an earlier daemon,
+	// for which nobody has answered since. It has the mount served again, or
+	// fails: then the mount must be replaced.
+	Revive(b *Blob) error
 	// Release says that the blob is complete. Where the transport can, it makes
 	// reads the kernel's own.
 	Release(b *Blob) error

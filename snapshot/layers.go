@@ -190,16 +190,6 @@ func (l *Layers) open(layer *Layer) (err error) {
 			err = errors.Join(err, layer.blob.Close())
 		}
 	}()
-	if !l.Adopted && l.Transport.Serves(layer.blob) && layer.mounted() {
-		// Nobody has answered its readers since the last daemon: whatever
-		// they got is in the mount's page cache.
-		if err := erofs.Unmount(layer.target); err != nil {
-			return err
-		}
-		l.mu.Lock()
-		l.replaced = append(l.replaced, layer.state.Layer)
-		l.mu.Unlock()
-	}
 	if err := l.Transport.Attach(layer.blob, layer.path("bootstrap")); err != nil {
 		return err
 	}
@@ -215,10 +205,24 @@ func (l *Layers) open(layer *Layer) (err error) {
 	return nil
 }
 
-// mount mounts the layer where that is missing.
+// mount mounts the layer where that is missing, and in place of a mount that cannot
+// be served any more.
 func (l *Layers) mount(layer *Layer) error {
 	if layer.mounted() {
-		return nil
+		if l.Adopted {
+			return nil
+		}
+		err := l.Transport.Revive(layer.blob)
+		if err == nil {
+			return nil
+		}
+		l.Log.Warn("a layer is mounted anew", "layer", layer.state.Layer, "reason", err)
+		if err := erofs.Unmount(layer.target); err != nil {
+			return err
+		}
+		l.mu.Lock()
+		l.replaced = append(l.replaced, layer.state.Layer)
+		l.mu.Unlock()
 	}
 	if err := os.MkdirAll(layer.target, 0o755); err != nil {
 		return err

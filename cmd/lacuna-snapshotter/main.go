@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lacuna-snapshotter/lacuna/config"
+	"github.com/lacuna-snapshotter/lacuna/erofs"
 	"github.com/lacuna-snapshotter/lacuna/internal/version"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/keeper"
 )
@@ -68,5 +69,17 @@ func command() *cobra.Command {
 		Args:   cobra.MinimumNArgs(2),
 		Run:    func(*cobra.Command, []string) { keeper.RunAnchor() },
 	})
+	var sparse bool
+	change := &cobra.Command{
+		Use:    changeLoop + " DEVICE FROM TO",
+		Short:  "have a loop device read another file (started by the daemon)",
+		Hidden: true,
+		Args:   cobra.ExactArgs(3),
+		RunE: func(_ *cobra.Command, args []string) error {
+			return erofs.ChangeLoop(args[0], args[1], args[2], sparse)
+		},
+	}
+	change.Flags().BoolVar(&sparse, "sparse", false, "the other file has holes")
+	root.AddCommand(change)
 	return root
 }

@@ -5,10 +5,13 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/lacuna-snapshotter/lacuna/config"
+	"github.com/lacuna-snapshotter/lacuna/erofs"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/cachefiles"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/fanotify"
@@ -182,11 +185,26 @@ func openCachefiles(c *config.Config, engine *ondemand.Engine, t *transport, fou
 
 func openFuse(c *config.Config, _ *ondemand.Engine, t *transport, found map[string]*os.File) (ondemand.Transport, error) {
 	dir := filepath.Join(c.Root, "fuse")
+	loops, err := erofs.Loops()
+	if err != nil {
+		return nil, err
+	}
 	device, j, err := t.journalled(found, fuseDevice, fuseJournal, fusefile.Journal, func() (*os.File, error) { return fusefile.Open(dir) })
 	if err != nil {
 		return nil, err
 	}
-	return fusefile.Serve(dir, device, j, t.log)
+	return fusefile.Serve(device, j, fusefile.Options{Dir: dir, Loop: c.FUSE.Loop, ChangeLoop: runChangeLoop, Loops: loops, Log: t.log})
+}
+
+const changeLoop = "change-loop" // the subcommand
+
+// runChangeLoop is erofs.ChangeLoop in another process.
+func runChangeLoop(device, from, to string, sparse bool) error {
+	out, err := exec.Command("/proc/self/exe", changeLoop, device, from, to, "--sparse="+strconv.FormatBool(sparse)).CombinedOutput() //nolint:noctx // it waits for reads, which we answer
+	if err != nil {
+		return fmt.Errorf("%s: %w", strings.TrimSpace(string(out)), err)
+	}
+	return nil
 }
 
 // anchor has a process that cannot be killed hold what a takeover needs. It comes

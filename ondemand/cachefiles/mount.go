@@ -87,6 +87,11 @@ func (s *Server) rebind(b *ondemand.Blob) {
 // Serves implements ondemand.Transport: reads go through the cache for good.
 func (s *Server) Serves(*ondemand.Blob) bool { return true }
 
+// Revive implements ondemand.Transport.
+func (s *Server) Revive(*ondemand.Blob) error {
+	return errors.New("the kernel's cache has died with all holders of its device")
+}
+
 // Detach implements ondemand.Transport.
 func (s *Server) Detach(b *ondemand.Blob) error {
 	s.mu.Lock()

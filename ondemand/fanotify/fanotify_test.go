@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -25,13 +26,14 @@ func TestConformance(t *testing.T) {
 	if err := Probe(t.TempDir()); err != nil {
 		hostcheck.Missing(t, "fanotify pre-content events: "+err.Error())
 	}
+	var release func()
 	transporttest.Run(t, transporttest.Kind{
 		New: func(t *testing.T, _ string, _ *ondemand.Engine) ondemand.Transport {
 			group, err := NewGroup()
 			if err != nil {
 				t.Fatal(err)
 			}
-			hold(t, group)
+			release = hold(t, group)
 			j, err := journal.New(Journal)
 			if err != nil {
 				t.Fatal(err)
@@ -43,13 +45,15 @@ func TestConformance(t *testing.T) {
 			s.Recover()
 			return s
 		},
+		Die:      func() { release() },
 		Survives: true,
 	})
 }
 
 // hold keeps another descriptor of the group until the test is over, as a
 // keeper does: without one the kernel lets reads through once the server closes.
-func hold(t *testing.T, group *os.File) {
+func hold(t *testing.T, group *os.File) (release func()) {
+	t.Helper()
 	conn, err := group.SyscallConn()
 	if err != nil {
 		t.Fatal(err)
@@ -59,7 +63,9 @@ func hold(t *testing.T, group *os.File) {
 	if err := conn.Control(func(g uintptr) { fd, dupErr = unix.FcntlInt(g, unix.F_DUPFD_CLOEXEC, 0) }); err != nil || dupErr != nil {
 		t.Fatal(err, dupErr)
 	}
-	t.Cleanup(func() { unix.Close(fd) })
+	release = sync.OnceFunc(func() { unix.Close(fd) })
+	t.Cleanup(release)
+	return release
 }
 
 // encode makes the bytes that the kernel would send.

@@ -164,6 +164,14 @@ func (s *Server) Store(ondemand.Key, int64, int64) (ondemand.Store, error) { ret
 // Serves implements ondemand.Transport: complete blobs are the kernel's own.
 func (s *Server) Serves(b *ondemand.Blob) bool { return !b.Complete() }
 
+// Revive implements ondemand.Transport: the kernel has let readers through.
+func (s *Server) Revive(b *ondemand.Blob) error {
+	if s.Serves(b) {
+		return errors.New("holes may have been read as zeros")
+	}
+	return nil
+}
+
 // Mount implements ondemand.Transport.
 func (s *Server) Mount(b *ondemand.Blob, bootstrap, target string) error {
 	return erofs.Mount(bootstrap, b.Path(), target)

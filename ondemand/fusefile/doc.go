@@ -13,7 +13,18 @@
 //
 //	session.go  the device: mount, read, answer, and what outlives us
 //	fs.go       the file system: one directory of blobs
+//	loops.go    the loop devices of mounts, and what they read
 //	server.go   the transport
+//
+// # Changing the file below a mount
+//
+// The kernel can have a read-only loop device read another file of the same size
+// (LOOP_CHANGE_FD, made for live systems that move from CD to disk). With it a
+// mount goes over to the cache file when its blob is complete, while containers
+// run on it, and needs us no more. And when a session has ended with all who held
+// it, the next one takes its mounts over: they have read EIO and nothing else, so
+// nothing in their page cache is wrong. Which device reads what is asked of the
+// kernel at the start.
 //
 // # Over the daemon's death
 //
@@ -31,9 +42,11 @@
 //
 // # What it costs
 //
-// A read passes the daemon as long as its mount lasts, also when the blob has
-// become complete; complete blobs are mounted as plain files the next time. EROFS
-// caches what it has read, so a byte passes once.
+// Where the file itself is mounted, a read passes the daemon as long as the mount
+// lasts, also when the blob has become complete; complete blobs are mounted as
+// plain files the next time. EROFS caches what it has read, so a byte passes once.
+// A loop device passes each read through one more queue, in order.
 //
-// Sources: include/uapi/linux/fuse.h and fs/fuse/dev.c, Linux 6.18.
+// Sources: include/uapi/linux/fuse.h, fs/fuse/dev.c and drivers/block/loop.c,
+// Linux 6.18.
 package fusefile

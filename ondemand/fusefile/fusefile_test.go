@@ -8,14 +8,19 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lacuna-snapshotter/lacuna/erofs"
 	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/transporttest"
 )
 
-func open(t *testing.T, dir string) *Server {
+func open(t *testing.T, dir string, loop bool) *Server {
 	t.Helper()
+	loops, err := erofs.Loops()
+	if err != nil {
+		t.Fatal(err)
+	}
 	dev, err := Open(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -24,7 +29,7 @@ func open(t *testing.T, dir string) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := Serve(dir, dev, j, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	s, err := Serve(dev, j, Options{Dir: dir, Loop: loop, ChangeLoop: erofs.ChangeLoop, Loops: loops, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,12 +46,13 @@ func TestConformance(t *testing.T) {
 			transporttest.Run(t, transporttest.Kind{
 				New: func(t *testing.T, dir string, _ *ondemand.Engine) ondemand.Transport {
 					mount := filepath.Join(dir, "fuse")
-					s := open(t, mount)
-					s.loop = loop
+					s := open(t, mount, loop)
 					s.Recover()
 					t.Cleanup(func() { unmount(mount) })
 					return s
 				},
+				Survives: loop,
+				Revives:  loop,
 			})
 		})
 	}

@@ -17,24 +17,47 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
 )
 
+// Options are what a server is made of.
+type Options struct {
+	// Dir is where the session is mounted.
+	Dir string
+	// Loop has blobs mounted through loop devices also where the kernel can mount
+	// files.
+	Loop bool
+	// ChangeLoop is erofs.ChangeLoop in another process: if this one died in it,
+	// its descriptors would stay open until the next daemon has answered the
+	// reads that it waits for.
+	ChangeLoop func(device, from, to string, sparse bool) error
+	// Loops are erofs.Loops of before the session was opened, by the paths of
+	// an earlier one. The server owns the map.
+	Loops map[string][]string
+	Log   *slog.Logger
+}
+
 // Server is the transport.
 type Server struct {
-	dir     string // where the session is mounted
+	dir     string
 	fs      *blobFS
 	session *session
+	loops   *loops
 	cancel  context.CancelFunc
-	loop    bool // always mount through loop devices
+	leave   context.CancelFunc // of loops
+	loop    bool
 
 	stopping sync.Once
 }
 
-// Serve answers the requests of a session that is mounted at dir. It owns the
-// device and the journal from now on, until Close.
-func Serve(dir string, dev *os.File, j *journal.Journal, log *slog.Logger) (*Server, error) {
+// Serve answers the requests of a session. It owns the device and the journal from
+// now on, until Close.
+func Serve(dev *os.File, j *journal.Journal, o Options) (*Server, error) {
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &Server{dir: dir, fs: newFS(ctx, log), cancel: cancel}
+	taking, leave := context.WithCancel(ctx)
+	s := &Server{
+		dir: o.Dir, loop: o.Loop, cancel: cancel, leave: leave, fs: newFS(ctx, o.Log),
+		loops: &loops{change: o.ChangeLoop, ctx: taking, devices: o.Loops},
+	}
 	var err error
-	if s.session, err = newSession(dev, j, s.fs, log); err != nil {
+	if s.session, err = newSession(dev, j, s.fs, o.Log); err != nil {
 		cancel()
 		return nil, errors.Join(err, dev.Close())
 	}
@@ -48,8 +71,24 @@ func (s *Server) Name() string { return "fuse" }
 // Store implements ondemand.Transport: blobs are files.
 func (s *Server) Store(ondemand.Key, int64, int64) (ondemand.Store, error) { return nil, nil }
 
-// Serves implements ondemand.Transport: a mount goes through FUSE for good.
-func (s *Server) Serves(*ondemand.Blob) bool { return true }
+// Serves implements ondemand.Transport. A mount of the session's file goes through
+// it for good; that of a loop device until the blob is complete.
+func (s *Server) Serves(b *ondemand.Blob) bool {
+	return !b.Complete() || s.loops.reads(s.path(b)) || !s.loops.reads(b.Path())
+}
+
+// Revive implements ondemand.Transport. Reads have failed and nothing wrong was
+// read, so a loop device is all right with a file of this session.
+func (s *Server) Revive(b *ondemand.Blob) error {
+	to, sparse := s.path(b), true
+	if b.Complete() {
+		to, sparse = b.Path(), false
+	}
+	if !s.loops.reads(s.path(b)) && !s.loops.reads(to) {
+		return errors.New("its file is of a FUSE session that has ended")
+	}
+	return s.loops.move(s.path(b), to, sparse)
+}
 
 // Attach implements ondemand.Transport. Complete blobs have a file too: their
 // mount may be of a time when they were not.
@@ -57,36 +96,46 @@ func (s *Server) Attach(b *ondemand.Blob, _ string) error { return s.fs.add(name
 
 func name(b *ondemand.Blob) string { return b.Key().Volume + "-" + b.Key().Cookie }
 
+// path is the blob's file in the session.
+func (s *Server) path(b *ondemand.Blob) string { return filepath.Join(s.dir, name(b)) }
+
 // Mount implements ondemand.Transport.
 func (s *Server) Mount(b *ondemand.Blob, bootstrap, target string) error {
-	device := b.Path()
-	if !b.Complete() {
-		device = filepath.Join(s.dir, name(b))
+	device, sparse := b.Path(), !b.Complete()
+	if sparse {
+		device = s.path(b)
 		// In another process: see the package's comment.
 		if out, err := exec.Command("head", "-c0", device).CombinedOutput(); err != nil { //nolint:noctx // it asks us
 			return fmt.Errorf("open %s: %w %s", device, err, out)
 		}
 	}
-	if !s.loop {
+	if !sparse || !s.loop {
 		err := erofs.Mount(bootstrap, device, target)
 		if !errors.Is(err, unix.ENOTBLK) {
 			return err
 		}
 	}
-	return erofs.MountLoop(bootstrap, device, target)
+	name, err := erofs.MountLoop(bootstrap, device, sparse, target)
+	if err == nil {
+		s.loops.add(device, name)
+	}
+	return err
 }
 
-// Release implements ondemand.Transport: the mount is served on, from the cache
-// file.
+// Release implements ondemand.Transport: what read the session's file reads the
+// cache file from now on.
 func (s *Server) Release(b *ondemand.Blob) error {
 	if !b.Complete() {
 		return errors.New("release of " + b.Key().String() + ": it has holes")
 	}
-	return nil
+	return s.loops.move(s.path(b), b.Path(), false)
 }
 
 // Detach implements ondemand.Transport.
-func (s *Server) Detach(b *ondemand.Blob) error { return s.fs.remove(name(b)) }
+func (s *Server) Detach(b *ondemand.Blob) error {
+	s.loops.forget(s.path(b), b.Path())
+	return s.fs.remove(name(b))
+}
 
 // Remove implements ondemand.Transport: the kernel keeps nothing.
 func (s *Server) Remove(ondemand.Key) error { return nil }
@@ -97,6 +146,7 @@ func (s *Server) Recover() { close(s.fs.recovered) }
 // Drain implements ondemand.Transport.
 func (s *Server) Drain() {
 	s.fs.leaving.Store(true)
+	s.leave()
 	s.stopping.Do(s.session.stop)
 	ondemand.WaitDrained(&s.session.work)
 }

@@ -28,8 +28,14 @@ import (
 type Kind struct {
 	// New starts the transport for blobs in dir.
 	New func(t *testing.T, dir string, engine *ondemand.Engine) ondemand.Transport
+	// Die, if there, ends whatever else holds the kernel's side of a transport
+	// that was closed.
+	Die func()
 	// Survives says that the mounts of complete blobs need nobody.
 	Survives bool
+	// Revives says that a mount which nobody has served for a while must be
+	// served again, and not replaced.
+	Revives bool
 }
 
 const spanSize = 16 << 10
@@ -44,6 +50,7 @@ func Run(t *testing.T, k Kind) {
 		"failure is EIO then mended": failure,
 		"released reads are native":  release,
 		"restart with filled spans":  restart,
+		"not served for a while":     unserved,
 		"close answers all":          closing,
 		"detach is idempotent":       detached,
 		"many blobs":                 manyBlobs,
@@ -65,14 +72,20 @@ type fixture struct {
 func newFixture(t *testing.T, k Kind) *fixture {
 	t.Helper()
 	f := &fixture{t: t, kind: k, dir: t.TempDir()}
-	engine, err := ondemand.New(ondemand.Options{MaxFetch: 4 * spanSize})
-	if err != nil {
-		t.Fatal(err)
-	}
-	f.engine = engine
-	f.transport = k.New(t, f.dir, engine)
+	f.start()
 	t.Cleanup(f.close)
 	return f
+}
+
+// start starts an engine and a transport, as a daemon does.
+func (f *fixture) start() {
+	f.t.Helper()
+	engine, err := ondemand.New(ondemand.Options{MaxFetch: 4 * spanSize})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.engine = engine
+	f.transport = f.kind.New(f.t, f.dir, engine)
 }
 
 func (f *fixture) close() {
@@ -360,6 +373,33 @@ func restart(t *testing.T, f *fixture) {
 	}
 	if n := l.source.spans.Load() - before; n > 128<<10/spanSize {
 		t.Errorf("%d spans were brought again", n)
+	}
+	l.checkAll()
+}
+
+// unserved has a mount read while nobody is there. What comes of that is the
+// kernel's; after the next start it is over.
+func unserved(t *testing.T, f *fixture) {
+	l := f.layer("a", 60, 9)
+	path := l.largest()
+	if err := errors.Join(f.transport.Close(), l.blob.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if f.kind.Die != nil {
+		f.kind.Die()
+	}
+	if got, err := l.read(path); err == nil && bytes.Equal(got, l.files[path]) {
+		t.Fatal("right bytes from nowhere")
+	}
+	f.start()
+	l.open()
+	err := f.transport.Revive(l.blob)
+	if err != nil && f.kind.Revives {
+		t.Fatal(err)
+	}
+	if err != nil {
+		l.unmount()
+		l.mount()
 	}
 	l.checkAll()
 }
