@@ -16,7 +16,7 @@ const rounds = 5
 
 // startFigures measures a start over the slow line, then reads when all is
 // filled.
-func startFigures(ctx context.Context, r *report, e *harness.Env, image *harness.Image) error {
+func startFigures(ctx context.Context, r *report, e *harness.Env, image *harness.Image, config string) error {
 	registry, err := e.StartRegistry()
 	if err != nil {
 		return err
@@ -43,7 +43,7 @@ func startFigures(ctx context.Context, r *report, e *harness.Env, image *harness
 	if err := e.AllowHTTP(link.Addr); err != nil {
 		return err
 	}
-	daemon, err := e.StartDaemon("settle.enabled = false")
+	daemon, err := e.StartDaemon("settle.enabled = false\n" + config)
 	if err != nil {
 		return err
 	}
@@ -77,7 +77,7 @@ func startFigures(ctx context.Context, r *report, e *harness.Env, image *harness
 	r.add("ready on the slow line, from the pull on", "under 1.8 s", l.Ready < 1800*time.Millisecond,
 		"%.2f s; overlayfs's full pull %.2f s, ratio %.1f", l.Ready.Seconds(), f.Ready.Seconds(), f.Ready.Seconds()/l.Ready.Seconds())
 	r.add("bytes over the line until ready, index included", "under 16 MB", l.Bytes < 16e6, "%.1f MB", float64(l.Bytes)/1e6)
-	return settled(ctx, r, e, c, daemon, ref)
+	return settled(ctx, r, e, c, daemon, ref, config)
 }
 
 // forget removes the image, so that the next pull is a first one.
@@ -134,11 +134,11 @@ print("seconds", time.monotonic() - t)
 
 // settle restarts the daemon with filling ahead switched on, and waits until
 // every layer is complete.
-func settle(ctx context.Context, e *harness.Env, daemon *harness.Daemon) (*harness.Daemon, error) {
+func settle(ctx context.Context, e *harness.Env, daemon *harness.Daemon, config string) (*harness.Daemon, error) {
 	if err := daemon.Stop(); err != nil {
 		return nil, err
 	}
-	daemon, err := e.StartDaemon("settle.quiet = \"0s\"")
+	daemon, err := e.StartDaemon("settle.quiet = \"0s\"\n" + config)
 	if err != nil {
 		return nil, err
 	}
@@ -156,7 +156,7 @@ func settle(ctx context.Context, e *harness.Env, daemon *harness.Daemon) (*harne
 }
 
 // settled fills everything and compares reads with overlayfs.
-func settled(ctx context.Context, r *report, e *harness.Env, c *harness.Containerd, daemon *harness.Daemon, ref string) error {
+func settled(ctx context.Context, r *report, e *harness.Env, c *harness.Containerd, daemon *harness.Daemon, ref, config string) error {
 	for _, s := range []string{"lacuna", "overlayfs"} {
 		if _, err := c.Ctr(ctx, "images", "pull", "--hosts-dir", e.HostsDir(), "--snapshotter", s, ref); err != nil {
 			return err
@@ -166,7 +166,7 @@ func settled(ctx context.Context, r *report, e *harness.Env, c *harness.Containe
 	if err != nil {
 		return err
 	}
-	if daemon, err = settle(ctx, e, daemon); err != nil {
+	if daemon, err = settle(ctx, e, daemon, config); err != nil {
 		return err
 	}
 	rss, err := daemon.PeakRSS()
