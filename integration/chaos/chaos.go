@@ -75,7 +75,10 @@ func (n *node) trials(ctx context.Context, p plan) []trial {
 		}
 		return n.killEverything(ctx, p.all)
 	}})
-	if n.transport == "fanotify" {
+	switch {
+	case n.revives():
+		bare.goal = "0 wrong, EIO only, then right again in the same container"
+	case n.transport == "fanotify":
 		bare.goal = "nothing wrong goes unreported, then right again"
 		bare.met = func(s seen) bool { return s.unreported == 0 && s.files > 0 }
 	}
@@ -289,7 +292,11 @@ func (n *node) killEverything(ctx context.Context, times int) (total seen, err e
 		if err := errors.Join(n.pullLazily(ctx), harness.DropCaches()); err != nil {
 			return total, err
 		}
-		c, err := n.read(ctx, 1)
+		passes := 1
+		if n.revives() {
+			passes = 2 // the second one begins when the daemon is back
+		}
+		c, err := n.read(ctx, passes)
 		if err != nil {
 			return total, err
 		}
@@ -339,6 +346,9 @@ func (n *node) killEverything(ctx context.Context, times int) (total seen, err e
 			} else {
 				c.seen.unreported++
 			}
+		}
+		if n.revives() && c.seen.last > 0 {
+			return total, fmt.Errorf("%d reads of a container that runs on failed after the start", c.seen.last)
 		}
 		total.add(c.seen)
 		if err := errors.Join(n.rightAgain(ctx), n.forget(ctx)); err != nil {

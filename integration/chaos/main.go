@@ -2,7 +2,7 @@
 // containers that compare every byte they read. It prints what the readers saw
 // and, with -write, puts that into docs/reliability.md.
 //
-//	go run ./integration/chaos -transport fanotify,fuse -kills 500 -pairs 100 -all 50 -cuts 10 -fulls 20
+//	go run ./integration/chaos -transport fanotify,fuse,fuse-loop -kills 500 -pairs 100 -all 50 -cuts 10 -fulls 20
 package main
 
 import (
@@ -56,7 +56,7 @@ func (r row) String() string {
 }
 
 func run(ctx context.Context) error {
-	transports := flag.String("transport", "fanotify,fuse", "transports to try")
+	transports := flag.String("transport", "fanotify,fuse,fuse-loop", "transports to try; fuse-loop is fuse through loop devices")
 	kills := flag.Int("kills", 500, "kills of the daemon alone")
 	points := flag.Int("points", 100, "deaths at named points in the code, for each of them")
 	pairs := flag.Int("pairs", 100, "kills of the daemon together with a keeper")
@@ -91,8 +91,8 @@ func run(ctx context.Context) error {
 	return nil
 }
 
-// onAll goes through a plan on several transports, side by side: most of the time
-// is waiting.
+// onAll goes through a plan on several transports, two side by side: most of the
+// time is waiting.
 func onAll(ctx context.Context, top string, transports []string, p plan) (all []row, err error) {
 	var nodes []*node
 	for _, transport := range transports {
@@ -108,6 +108,7 @@ func onAll(ctx context.Context, top string, transports []string, p plan) (all []
 		nodes = append(nodes, n)
 	}
 	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(2)
 	rows := make([][]row, len(nodes))
 	for i, n := range nodes {
 		g.Go(func() (err error) {

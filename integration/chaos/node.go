@@ -85,10 +85,15 @@ func newNode(ctx context.Context, e *harness.Env, top, transport string) (*node,
 }
 
 func (n *node) start() (err error) {
-	n.daemon, err = n.env.StartDaemon(fmt.Sprintf("transport = %q\nanchor = %v\nfetch.timeout = \"2m\"\nsettle.enabled = %v\nsettle.quiet = \"50ms\"",
-		n.transport, n.anchored, n.settling))
+	transport, way, _ := strings.Cut(n.transport, "-")
+	n.daemon, err = n.env.StartDaemon(fmt.Sprintf("transport = %q\nfuse.loop = %v\nanchor = %v\nfetch.timeout = \"2m\"\nsettle.enabled = %v\nsettle.quiet = \"50ms\"",
+		transport, way == "loop", n.anchored, n.settling))
 	return err
 }
+
+// revives reports whether a container that has read EIO after everything was
+// killed reads right bytes after the next start.
+func (n *node) revives() bool { return n.transport == "fuse-loop" }
 
 func (n *node) pull(ctx context.Context, snapshotter string) error {
 	_, err := n.containerd.Ctr(ctx, "images", "pull", "--hosts-dir", n.env.HostsDir(), "--snapshotter", snapshotter, n.ref)
@@ -167,6 +172,7 @@ type seen struct {
 	passes, files, wrong, failed int
 	stall                        time.Duration
 	reported, unreported         int // containers with wrong bytes
+	last                         int // failed reads of a container's last pass
 }
 
 func (s *seen) add(o seen) {
@@ -216,7 +222,7 @@ func (n *node) read(ctx context.Context, passes int) (*container, error) {
 
 // follow takes what a reader prints.
 func (c *container) follow(out io.Reader) {
-	files := 0
+	files, failed := 0, 0
 	for s := bufio.NewScanner(out); s.Scan(); {
 		var stall float64
 		var pass int
@@ -229,9 +235,11 @@ func (c *container) follow(out io.Reader) {
 			c.seen.wrong++
 		case "failed":
 			c.seen.failed++
+			failed++
 		case "pass":
 			if _, err := fmt.Sscanf(rest, "%d stall %g", &pass, &stall); err == nil {
 				c.seen.passes++
+				c.seen.last, failed = failed, 0
 				c.seen.files += files
 				c.seen.stall = max(c.seen.stall, time.Duration(stall*float64(time.Second)))
 			}
