@@ -56,4 +56,4 @@ func (s *Store) Open(client *registry.Client, ref string, layer digest.Digest) (
 }
 
 // Close frees what Open took. Fetches must be over.
-func (l *Layer) Close() error { return l.file.Close() }
+func (l *Layer) Close() { l.file.Close() }
