@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -37,20 +36,25 @@ func MountLoop(bootstrap, blob string, sparse bool, target string) (device strin
 
 // Loops lists the loop devices that read files, by the file's path.
 func Loops() (map[string][]string, error) {
-	found, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	found, err := filepath.Glob("/sys/block/loop*/loop")
 	if err != nil {
 		return nil, err
 	}
 	loops := map[string][]string{}
 	for _, path := range found {
-		b, err := os.ReadFile(path)
-		if err != nil {
-			continue // it has just been freed
+		device := "/dev/" + filepath.Base(filepath.Dir(path))
+		if file, ok := backingFile(device); ok {
+			loops[file] = append(loops[file], device)
 		}
-		file := strings.TrimSuffix(string(b), "\n")
-		loops[file] = append(loops[file], "/dev/"+strings.Split(path, "/")[3])
 	}
 	return loops, nil
+}
+
+// backingFile returns the path of the file that a loop device reads. ok is false
+// for one that has been freed.
+func backingFile(device string) (path string, ok bool) {
+	b, err := os.ReadFile("/sys/block/" + filepath.Base(device) + "/loop/backing_file")
+	return strings.TrimSuffix(string(b), "\n"), err == nil
 }
 
 // loopChangeFD is LOOP_CHANGE_FD, include/uapi/linux/loop.h.
@@ -67,12 +71,8 @@ func ChangeLoop(device, from, to string, sparse bool) error {
 		return err
 	}
 	defer loop.Close() // while it is open nobody else can be given it
-	loops, err := Loops()
-	if err != nil {
-		return err
-	}
 	// The kernel has paths of a file system that is mounted nowhere begin there.
-	if !slices.Contains(loops[from], device) && !slices.Contains(loops["/"+filepath.Base(from)], device) {
+	if now, ok := backingFile(device); !ok || now != from && now != "/"+filepath.Base(from) {
 		return nil
 	}
 	file, err := openBacking(to, sparse)
