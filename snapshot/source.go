@@ -30,7 +30,11 @@ func (s *layerSource) load() (*index.Layer, error) {
 	if s.open != nil {
 		return s.open, nil
 	}
-	l, err := s.store.Open(s.client, s.ref, s.layer)
+	head, err := s.store.Head(s.layer)
+	if err != nil {
+		return nil, err
+	}
+	l, err := s.store.Open(s.client, s.ref, head)
 	if err != nil {
 		return nil, err
 	}

@@ -119,7 +119,7 @@ func (c *serveSettings) addImage(ctx context.Context, engine *ondemand.Engine, s
 		if err := os.WriteFile(bootstrap, head.Bootstrap, 0o600); err != nil {
 			return nil, err
 		}
-		source, err := e.store.Open(e.client, c.imageRef, l.Digest)
+		source, err := e.store.Open(e.client, c.imageRef, head)
 		if err != nil {
 			return nil, err
 		}

@@ -3,7 +3,6 @@ package index
 import (
 	"os"
 
-	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/lacuna-snapshotter/lacuna/fetcher"
@@ -16,14 +15,12 @@ type Layer struct {
 	file *os.File
 }
 
-// Open opens a layer. Its map is the store's; its bytes come from the
-// repository of ref, an image that has the layer, and windows that the store
-// lacks from where the index was found. It fails as Head does.
-func (s *Store) Open(client *registry.Client, ref string, layer digest.Digest) (*Layer, error) {
-	head, err := s.Head(layer)
-	if err != nil {
-		return nil, err
-	}
+// Open opens the layer of a head of this store, which it takes over, and whose
+// bootstrap it drops. The layer's bytes come from the repository of ref, an image
+// that has the layer, and windows that the store lacks from where the index was
+// found.
+func (s *Store) Open(client *registry.Client, ref string, head *Head) (*Layer, error) {
+	layer := head.Map.Layer
 	repo, _, err := client.Repository(ref)
 	if err != nil {
 		return nil, err
