@@ -264,6 +264,9 @@ func killsWanted(t *testing.T) int {
 	return n
 }
 
+// keeperEvery is at which of a round's kills a keeper goes too, and each so many.
+const keeperEvery = 4
+
 // TestKilledDaemon kills the daemon again and again under readers, every fourth
 // time with one of the keepers that hold the device: the readers wait, and read
 // right bytes. LACUNA_KILLS is how often, at least.
@@ -274,7 +277,7 @@ func TestKilledDaemon(t *testing.T) {
 	for round := 0; kills < want && !t.Failed(); round++ {
 		t.Run(fmt.Sprint(round), func(t *testing.T) {
 			k, f, l := killRound(t)
-			kills, withKeeper, files, longest = kills+k, withKeeper+k/4, files+f, max(longest, l)
+			kills, withKeeper, files, longest = kills+k, withKeeper+k/keeperEvery, files+f, max(longest, l)
 		})
 	}
 	fmt.Printf("cachefiles: daemon killed %d times, %d of them with a keeper: %d files read, all right, longest read of a file %s\n", kills, withKeeper, files, longest.Round(time.Millisecond))
@@ -320,7 +323,7 @@ func killRound(t *testing.T) (kills, files int, longest time.Duration) {
 		case <-done:
 			reading = false
 		case <-time.After(time.Duration(rand.IntN(400)) * time.Millisecond):
-			if kills%4 == 3 {
+			if kills%keeperEvery == keeperEvery-1 {
 				pids := holders(t, "keeper", dir)
 				_ = unix.Kill(pids[rand.IntN(len(pids))], unix.SIGKILL)
 			}

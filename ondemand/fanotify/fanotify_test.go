@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lacuna-snapshotter/lacuna/internal/descriptor"
 	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
@@ -54,14 +55,13 @@ func TestConformance(t *testing.T) {
 // keeper does: without one the kernel lets reads through once the server closes.
 func hold(t *testing.T, group *os.File) (release func()) {
 	t.Helper()
-	conn, err := group.SyscallConn()
+	var fd int
+	err := descriptor.Use(group, func(g int) (err error) {
+		fd, err = unix.FcntlInt(uintptr(g), unix.F_DUPFD_CLOEXEC, 0)
+		return err
+	})
 	if err != nil {
 		t.Fatal(err)
-	}
-	var fd int
-	var dupErr error
-	if err := conn.Control(func(g uintptr) { fd, dupErr = unix.FcntlInt(g, unix.F_DUPFD_CLOEXEC, 0) }); err != nil || dupErr != nil {
-		t.Fatal(err, dupErr)
 	}
 	release = sync.OnceFunc(func() { unix.Close(fd) })
 	t.Cleanup(release)
