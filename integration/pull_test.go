@@ -36,7 +36,7 @@ func (p *parts) sameTree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.containerd.Ctr(ctx, "images", "pull", "--hosts-dir", p.env.HostsDir(), "--snapshotter", "overlayfs", p.ref); err != nil {
+	if err := p.containerd.Pull(ctx, "overlayfs", p.ref); err != nil {
 		t.Fatal(err)
 	}
 	want, err := p.containerd.RunIn(ctx, "overlayfs", p.ref, "tree-overlayfs", "sh", "-c", hashFiles)

@@ -10,9 +10,11 @@ import (
 	"time"
 )
 
-// reader is a container that hashes files over and over, dropping nothing: what
-// it prints is the sum of all files of a pass.
-const reader = `i=0; while [ $i -lt 3 ]; do cd /usr && find . -xdev -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum; i=$((i+1)); done`
+// hashAll prints the sum of all files.
+const hashAll = `cd /usr && find . -xdev -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum`
+
+// reader is a container that does so over and over, dropping nothing.
+const reader = `i=0; while [ $i -lt 3 ]; do ` + hashAll + `; i=$((i+1)); done`
 
 // TestContainersOutliveTheDaemon kills and stops the daemon under a reading
 // container, before its image is complete.
@@ -21,7 +23,7 @@ func TestContainersOutliveTheDaemon(t *testing.T) {
 	ctx := t.Context()
 	pull := func(snapshotter string) {
 		t.Helper()
-		if _, err := p.containerd.Ctr(ctx, "images", "pull", "--hosts-dir", p.env.HostsDir(), "--snapshotter", snapshotter, p.ref); err != nil {
+		if err := p.containerd.Pull(ctx, snapshotter, p.ref); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -74,7 +76,7 @@ func TestStoppedWithoutRegistry(t *testing.T) {
 	p := real(t)
 	p.forget(t)
 	ctx := t.Context()
-	if _, err := p.containerd.Ctr(ctx, "images", "pull", "--hosts-dir", p.env.HostsDir(), "--snapshotter", "lacuna", p.ref); err != nil {
+	if err := p.containerd.Pull(ctx, "lacuna", p.ref); err != nil {
 		t.Fatal(err)
 	}
 	p.link.Cut()

@@ -19,8 +19,8 @@ import (
 func TestCompleteLayersNeedNobody(t *testing.T) {
 	p := real(t)
 	ctx := t.Context()
-	sum := []string{"sh", "-c", "cd /usr && find . -xdev -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum"}
-	if _, err := p.containerd.Ctr(ctx, "images", "pull", "--hosts-dir", p.env.HostsDir(), "--snapshotter", "overlayfs", p.ref); err != nil {
+	sum := []string{"sh", "-c", hashAll}
+	if err := p.containerd.Pull(ctx, "overlayfs", p.ref); err != nil {
 		t.Fatal(err)
 	}
 	want, err := p.containerd.RunIn(ctx, "overlayfs", p.ref, "whole", sum...)
@@ -61,7 +61,9 @@ func TestCompleteLayersNeedNobody(t *testing.T) {
 				}
 				return out
 			}
-			ctr("images", "pull", "--hosts-dir", e.HostsDir(), "--snapshotter", "lacuna", p.ref)
+			if err := c.Pull(ctx, "lacuna", p.ref); err != nil {
+				t.Fatal(err)
+			}
 			id := "settled-" + filepath.Base(d.Root)
 			ctr("run", "-d", "--snapshotter", "lacuna", p.ref, id, "sleep", "1000")
 			t.Cleanup(func() { _, _ = c.Ctr(context.Background(), "tasks", "rm", "-f", id) })

@@ -158,7 +158,7 @@ func settle(ctx context.Context, e *harness.Env, daemon *harness.Daemon, config 
 // settled fills everything and compares reads with overlayfs.
 func settled(ctx context.Context, r *report, e *harness.Env, c *harness.Containerd, daemon *harness.Daemon, ref, config string) error {
 	for _, s := range []string{"lacuna", "overlayfs"} {
-		if _, err := c.Ctr(ctx, "images", "pull", "--hosts-dir", e.HostsDir(), "--snapshotter", s, ref); err != nil {
+		if err := c.Pull(ctx, s, ref); err != nil {
 			return err
 		}
 	}

@@ -76,7 +76,7 @@ func (n *node) trials(ctx context.Context, p plan) []trial {
 		return n.killEverything(ctx, p.all)
 	}})
 	switch {
-	case n.revives():
+	case n.throughLoop():
 		bare.goal = "0 wrong, EIO only, then right again in the same container"
 	case n.transport == "fanotify":
 		bare.goal = "nothing wrong goes unreported, then right again"
@@ -293,7 +293,7 @@ func (n *node) killEverything(ctx context.Context, times int) (total seen, err e
 			return total, err
 		}
 		passes := 1
-		if n.revives() {
+		if n.throughLoop() {
 			passes = 2 // the second one begins when the daemon is back
 		}
 		c, err := n.read(ctx, passes)
@@ -347,8 +347,8 @@ func (n *node) killEverything(ctx context.Context, times int) (total seen, err e
 				c.seen.unreported++
 			}
 		}
-		if n.revives() && c.seen.last > 0 {
-			return total, fmt.Errorf("%d reads of a container that runs on failed after the start", c.seen.last)
+		if n.throughLoop() && c.last > 0 {
+			return total, fmt.Errorf("%d reads of a container that runs on failed after the start", c.last)
 		}
 		total.add(c.seen)
 		if err := errors.Join(n.rightAgain(ctx), n.forget(ctx)); err != nil {

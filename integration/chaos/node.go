@@ -85,19 +85,18 @@ func newNode(ctx context.Context, e *harness.Env, top, transport string) (*node,
 }
 
 func (n *node) start() (err error) {
-	transport, way, _ := strings.Cut(n.transport, "-")
 	n.daemon, err = n.env.StartDaemon(fmt.Sprintf("transport = %q\nfuse.loop = %v\nanchor = %v\nfetch.timeout = \"2m\"\nsettle.enabled = %v\nsettle.quiet = \"50ms\"",
-		transport, way == "loop", n.anchored, n.settling))
+		strings.TrimSuffix(n.transport, "-loop"), n.throughLoop(), n.anchored, n.settling))
 	return err
 }
 
-// revives reports whether a container that has read EIO after everything was
-// killed reads right bytes after the next start.
-func (n *node) revives() bool { return n.transport == "fuse-loop" }
+// throughLoop reports whether layers are mounted through loop devices. Then a
+// container that has read EIO after everything was killed reads right bytes after
+// the next start.
+func (n *node) throughLoop() bool { return n.transport == "fuse-loop" }
 
 func (n *node) pull(ctx context.Context, snapshotter string) error {
-	_, err := n.containerd.Ctr(ctx, "images", "pull", "--hosts-dir", n.env.HostsDir(), "--snapshotter", snapshotter, n.ref)
-	return err
+	return n.containerd.Pull(ctx, snapshotter, n.ref)
 }
 
 // pullLazily pulls with ours, and makes sure that nothing was left to
@@ -172,7 +171,6 @@ type seen struct {
 	passes, files, wrong, failed int
 	stall                        time.Duration
 	reported, unreported         int // containers with wrong bytes
-	last                         int // failed reads of a container's last pass
 }
 
 func (s *seen) add(o seen) {
@@ -189,6 +187,7 @@ type container struct {
 
 	mu   sync.Mutex
 	seen seen
+	last int // failed reads of the last pass
 	err  error
 }
 
@@ -239,7 +238,7 @@ func (c *container) follow(out io.Reader) {
 		case "pass":
 			if _, err := fmt.Sscanf(rest, "%d stall %g", &pass, &stall); err == nil {
 				c.seen.passes++
-				c.seen.last, failed = failed, 0
+				c.last, failed = failed, 0
 				c.seen.files += files
 				c.seen.stall = max(c.seen.stall, time.Duration(stall*float64(time.Second)))
 			}

@@ -19,13 +19,18 @@ type Start struct {
 	Out   string
 }
 
-// PullAndRun pulls an image through the transfer service, as ctr and nerdctl
-// do, runs it, and measures until its output has a line "ready".
+// Pull pulls an image through the transfer service, as ctr and nerdctl do.
+func (c *Containerd) Pull(ctx context.Context, snapshotter, ref string) error {
+	_, err := c.Ctr(ctx, "images", "pull", "--hosts-dir", c.env.HostsDir(), "--snapshotter", snapshotter, ref)
+	return err
+}
+
+// PullAndRun pulls an image, runs it, and measures until its output has a line "ready".
 func (c *Containerd) PullAndRun(ctx context.Context, link *Link, snapshotter, ref, id string) (Start, error) {
 	var s Start
 	before := link.Received()
 	began := time.Now()
-	if _, err := c.Ctr(ctx, "images", "pull", "--hosts-dir", c.env.HostsDir(), "--snapshotter", snapshotter, ref); err != nil {
+	if err := c.Pull(ctx, snapshotter, ref); err != nil {
 		return s, err
 	}
 	s.Pull = time.Since(began)

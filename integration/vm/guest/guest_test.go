@@ -55,7 +55,7 @@ func TestEndToEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	ref := addr + "/test/numpy:latest"
-	if _, err := c.Ctr(ctx, "images", "pull", "--hosts-dir", e.HostsDir(), "--snapshotter", "lacuna", ref); err != nil {
+	if err := c.Pull(ctx, "lacuna", ref); err != nil {
 		t.Fatal(err, d.Log())
 	}
 	out, err := c.RunIn(ctx, "lacuna", ref, "app", "python3", "/app/main.py")
