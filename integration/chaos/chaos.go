@@ -294,7 +294,7 @@ func (n *node) killEverything(ctx context.Context, times int) (total seen, err e
 		}
 		passes := 1
 		if n.throughLoop() {
-			passes = 2 // the second one begins when the daemon is back
+			passes = 4 // the last one begins when the daemon is back: each takes 3 s while nobody serves
 		}
 		c, err := n.read(ctx, passes)
 		if err != nil {

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -166,7 +165,8 @@ func killAt(pids ...int) {
 	}
 }
 
-// seen is what readers saw.
+// seen is what readers saw: files that they read, and those of them that were
+// wrong or failed.
 type seen struct {
 	passes, files, wrong, failed int
 	stall                        time.Duration
@@ -182,10 +182,10 @@ func (s *seen) add(o seen) {
 // container is a reader that runs.
 type container struct {
 	id      string
-	started chan struct{}
+	started chan struct{} // closed when it has read its first file
 	done    chan struct{}
 
-	mu   sync.Mutex
+	// Of a container that is done.
 	seen seen
 	last int // failed reads of the last pass
 	err  error
@@ -198,7 +198,7 @@ func (n *node) read(ctx context.Context, passes int) (*container, error) {
 	cmd := exec.CommandContext(ctx, filepath.Join(n.env.Bin, "ctr"), "--address", n.containerd.Address, "run", "--rm", "--snapshotter", "lacuna",
 		"--mount", "type=bind,src="+n.expected+",dst=/expected,options=rbind:ro",
 		"--mount", "type=bind,src="+n.env.Path("reader.py")+",dst=/reader.py,options=rbind:ro",
-		n.ref, c.id, "python3", "/reader.py", "/", strconv.Itoa(passes))
+		n.ref, c.id, "python3", "/reader.py", strconv.Itoa(passes))
 	cmd.Env = append(os.Environ(), "PATH="+n.env.Bin+":"+os.Getenv("PATH"))
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
@@ -219,30 +219,28 @@ func (n *node) read(ctx context.Context, passes int) (*container, error) {
 	return c, nil
 }
 
-// follow takes what a reader prints.
+// follow takes what a reader prints, a file at a time: one that is killed by what
+// it reads (its own code, when nobody serves that) has read the files before.
 func (c *container) follow(out io.Reader) {
-	files, failed := 0, 0
+	failed := 0
 	for s := bufio.NewScanner(out); s.Scan(); {
-		var stall float64
-		var pass int
-		c.mu.Lock()
-		switch verb, rest, _ := strings.Cut(s.Text(), " "); verb {
-		case "started":
-			files, _ = strconv.Atoi(rest)
+		what, stall, isFile := strings.Cut(s.Text(), " ")
+		if !isFile {
+			c.seen.passes++
+			c.last, failed = failed, 0
+			continue
+		}
+		if c.seen.files++; c.seen.files == 1 {
 			close(c.started)
+		}
+		seconds, _ := strconv.ParseFloat(stall, 64)
+		c.seen.stall = max(c.seen.stall, time.Duration(seconds*float64(time.Second)))
+		switch what {
 		case "wrong":
 			c.seen.wrong++
 		case "failed":
 			c.seen.failed++
 			failed++
-		case "pass":
-			if _, err := fmt.Sscanf(rest, "%d stall %g", &pass, &stall); err == nil {
-				c.seen.passes++
-				c.last, failed = failed, 0
-				c.seen.files += files
-				c.seen.stall = max(c.seen.stall, time.Duration(stall*float64(time.Second)))
-			}
 		}
-		c.mu.Unlock()
 	}
 }
