@@ -6,7 +6,9 @@ import (
 )
 
 // Key names a blob, in the kernel's words for cachefiles: a volume, which is
-// the domain that layers are shared in, and a cookie, one object of it.
+// the domain that layers are shared in, and a cookie, one object of it. A key is
+// never given to other bytes: the kernel may remember pages, sizes and objects by
+// it for longer than there is a blob.
 type Key struct {
 	Volume string
 	Cookie string

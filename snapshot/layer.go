@@ -23,6 +23,9 @@ import (
 //
 //	layer.json  what it takes to open it again; written last, by rename
 //	bootstrap   EROFS metadata, complete
+//	*.index*    the index that the bootstrap is of: see package index. It is the
+//	            layer's own: one that is made anew may lay the blob out in
+//	            another way
 //	blob*       the blob with its records: see package ondemand
 type Layer struct {
 	state  layerState
@@ -41,32 +44,51 @@ type Layer struct {
 
 // layerState is layer.json.
 type layerState struct {
-	Version  int
-	Layer    digest.Digest
-	Ref      string // an image reference whose repository has the layer
-	BlobSize int64
-	SpanSize int64
-	Inodes   int64
-	Packed   int64 // bytes of the layer in the registry
+	Version   int
+	Layer     digest.Digest
+	Bootstrap digest.Digest // with Layer, it settles every byte of the blob
+	Ref       string        // an image reference whose repository has the layer
+	BlobSize  int64
+	SpanSize  int64
+	Inodes    int64
+	Packed    int64 // bytes of the layer in the registry
 }
 
-const stateVersion = 1
+const stateVersion = 2
 
-// key names the layer's blob for the kernel: digits only, since cachefiles makes
-// a file name of it.
+// key names the layer's blob for the kernel.
 func (l *Layer) key() ondemand.Key {
-	return ondemand.Key{Volume: "lacuna", Cookie: l.state.Layer.Encoded()}
+	return ondemand.Key{Volume: "lacuna", Cookie: index.BlobName(l.state.Layer, l.state.Bootstrap)}
 }
 
 func (l *Layer) path(name string) string { return filepath.Join(l.dir, name) }
 
-// write makes the layer's files from a head. The state comes last: without it
-// the directory does not count.
-func (l *Layer) write(h *index.Head) error {
+// clear makes room for write, of what an earlier try or a quarantined layer has
+// left. A blob stays if it is the same one, also for containers that run on; what
+// was filled for another layout goes.
+func (l *Layer) clear() error {
+	if l.mounted() {
+		if err := erofs.Unmount(l.target); err != nil {
+			return err
+		}
+	}
+	if old, err := readState(l.dir); err == nil && old.Bootstrap == l.state.Bootstrap {
+		return nil
+	}
+	return os.RemoveAll(l.dir)
+}
+
+// write makes the layer's files from a head of a store. The state comes last:
+// without it the directory does not count.
+func (l *Layer) write(h *index.Head, store *index.Store) error {
 	if err := erofs.Check(h.Bootstrap, h.Map.BlobSize); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(l.dir, 0o700); err != nil {
+	own, err := index.OpenStore(l.dir)
+	if err != nil {
+		return err
+	}
+	if err := store.Share(l.state.Layer, own); err != nil {
 		return err
 	}
 	if err := continuity.AtomicWriteFile(l.path("bootstrap"), h.Bootstrap, 0o600); err != nil {
@@ -88,7 +110,7 @@ func readState(dir string) (s layerState, err error) {
 	if err := json.Unmarshal(b, &s); err != nil {
 		return s, fmt.Errorf("%s: %w", filepath.Join(dir, "layer.json"), err)
 	}
-	if s.Version != stateVersion || s.Layer.Validate() != nil || s.Layer.Encoded() != filepath.Base(dir) {
+	if s.Version != stateVersion || s.Layer.Validate() != nil || s.Bootstrap.Validate() != nil || s.Layer.Encoded() != filepath.Base(dir) {
 		return s, fmt.Errorf("%s: version %d of layer %q", filepath.Join(dir, "layer.json"), s.Version, s.Layer)
 	}
 	return s, nil

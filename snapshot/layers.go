@@ -149,10 +149,13 @@ func (l *Layers) prepare(ctx context.Context, t Target) error {
 		return err
 	}
 	layer := l.layer(layerState{
-		Version: stateVersion, Layer: t.Layer, Ref: t.Ref,
+		Version: stateVersion, Layer: t.Layer, Bootstrap: digest.FromBytes(head.Bootstrap), Ref: t.Ref,
 		BlobSize: m.BlobSize, SpanSize: m.SpanSize, Inodes: int64(image.Inodes), Packed: m.PackedSize,
 	})
-	if err := layer.write(head); err != nil {
+	if err := layer.clear(); err != nil {
+		return err
+	}
+	if err := layer.write(head, l.Store); err != nil {
 		return err
 	}
 	if err := l.open(layer); err != nil {
@@ -172,7 +175,11 @@ func (l *Layers) find(d digest.Digest) *Layer {
 // open opens a written layer and adds it, in the order that lets no hole be
 // read: blob, attach, mount.
 func (l *Layers) open(layer *Layer) (err error) {
-	layer.source = &layerSource{layer: layer.state.Layer, ref: layer.state.Ref, store: l.Store, client: l.Client}
+	own, err := index.OpenStore(layer.dir)
+	if err != nil {
+		return err
+	}
+	layer.source = &layerSource{state: layer.state, store: own, client: l.Client}
 	store, err := l.Transport.Store(layer.key(), layer.state.BlobSize, layer.state.SpanSize)
 	if err != nil {
 		return err

@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"fmt"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -13,9 +14,8 @@ import (
 // layerSource is a layer's ondemand.Source. Its map, the large part, is loaded
 // with the first hole and dropped when there are none left.
 type layerSource struct {
-	layer  digest.Digest
-	ref    string
-	store  *index.Store
+	state  layerState
+	store  *index.Store // the layer's own
 	client *registry.Client
 
 	mu   sync.Mutex
@@ -30,11 +30,15 @@ func (s *layerSource) load() (*index.Layer, error) {
 	if s.open != nil {
 		return s.open, nil
 	}
-	head, err := s.store.Head(s.layer)
+	head, err := s.store.Head(s.state.Layer)
 	if err != nil {
 		return nil, err
 	}
-	l, err := s.store.Open(s.client, s.ref, head)
+	if digest.FromBytes(head.Bootstrap) != s.state.Bootstrap {
+		return nil, fmt.Errorf("the index of layer %s at %s is not that of the mounted bootstrap: remove the layer's images and pull them again",
+			s.state.Layer, s.store.Path(s.state.Layer))
+	}
+	l, err := s.store.Open(s.client, s.state.Ref, head)
 	if err != nil {
 		return nil, err
 	}

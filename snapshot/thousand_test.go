@@ -56,7 +56,7 @@ func TestThousandLayers(t *testing.T) {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		state, err := json.Marshal(layerState{Version: stateVersion, Layer: d, Ref: "registry.example/app:1", BlobSize: tree.BlobSize, SpanSize: 64 << 10})
+		state, err := json.Marshal(layerState{Version: stateVersion, Layer: d, Bootstrap: digest.FromBytes(bootstrap), Ref: "registry.example/app:1", BlobSize: tree.BlobSize, SpanSize: 64 << 10})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
 	"github.com/lacuna-snapshotter/lacuna/erofs"
@@ -115,7 +116,8 @@ func (c *serveSettings) addImage(ctx context.Context, engine *ondemand.Engine, s
 		if err := erofs.Check(head.Bootstrap, head.Map.BlobSize); err != nil {
 			return nil, err
 		}
-		bootstrap := filepath.Join(dir, l.Digest.Encoded())
+		name := index.BlobName(l.Digest, digest.FromBytes(head.Bootstrap))
+		bootstrap := filepath.Join(dir, name)
 		if err := os.WriteFile(bootstrap, head.Bootstrap, 0o600); err != nil {
 			return nil, err
 		}
@@ -123,7 +125,7 @@ func (c *serveSettings) addImage(ctx context.Context, engine *ondemand.Engine, s
 		if err != nil {
 			return nil, err
 		}
-		b, err := openBlob(engine, server, ondemand.Key{Volume: c.domain, Cookie: l.Digest.Encoded()}, head.Map.BlobSize, head.Map.SpanSize, source)
+		b, err := openBlob(engine, server, ondemand.Key{Volume: c.domain, Cookie: name}, head.Map.BlobSize, head.Map.SpanSize, source)
 		if err != nil {
 			return nil, err
 		}

@@ -116,6 +116,28 @@ func (s *Store) Source(layer digest.Digest) (from Source, ok bool, err error) {
 	return from, err == nil, err
 }
 
+// BlobName names a layer's blob as one bootstrap lays it out: the same name, the
+// same bytes. Whoever remembers them by it, as kernels do, is never wrong. It is 80
+// hexadecimal digits.
+func BlobName(layer, bootstrap digest.Digest) string {
+	const digits = 16 // of the bootstrap's digest
+	return layer.Encoded() + bootstrap.Encoded()[:digits]
+}
+
+// Share makes a layer's index part of another store on the same file system. There
+// it stays as it is when it is replaced or removed here; windows that come to one
+// are in both.
+func (s *Store) Share(layer digest.Digest, with *Store) error {
+	if err := with.Remove(layer); err != nil {
+		return err
+	}
+	err := os.Link(s.sourcePath(layer), with.sourcePath(layer))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return os.Link(s.Path(layer), with.Path(layer))
+}
+
 // File opens a layer's index for its windows, to be read and added to.
 func (s *Store) File(layer digest.Digest) (*os.File, error) {
 	return os.OpenFile(s.Path(layer), os.O_RDWR, 0)

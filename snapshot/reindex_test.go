@@ -1,0 +1,81 @@
+package snapshot
+
+import (
+	"bytes"
+	"os"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/lacuna-snapshotter/lacuna/fetcher"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
+)
+
+// readsRight has a process read all of the image's only layer.
+func (i *image) readsRight(t *testing.T, n *node) {
+	t.Helper()
+	target, err := n.layers.mountpoint(digest.FromBytes(i.layers[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := tree(t, []mount.Mount{{Type: "bind", Source: target, Options: []string{"ro", "rbind"}}})
+	if err != nil || got != i.unpacked(t) {
+		t.Errorf("the tree differs: %v", err)
+	}
+}
+
+// TestIndexMadeAnew replaces the index of a mounted layer in the store, as
+// lacunactl index create may.
+func TestIndexMadeAnew(t *testing.T) {
+	needFanotify(t)
+	root := t.TempDir()
+	n := startForTest(t, root)
+	img := newImage(t, 1)
+	img.index(t, n, 0)
+	prepareAll(t, t.Context(), n, img)
+	d := digest.FromBytes(img.layers[0])
+	other := fetcher.BuildOptions{SpanSize: 8 << 10}
+	if _, _, err := index.Create(t.Context(), bytes.NewReader(img.layers[0]), n.store.Path(d), other, index.Expect{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.tearDown(); err != nil {
+		t.Fatal(err)
+	}
+	n = startForTest(t, root)
+	t.Cleanup(func() { _ = n.tearDown() })
+	img.readsRight(t, n)
+}
+
+// TestBlobOfAnotherIndex pulls the image of a layer whose blob was filled by
+// another layout, which nothing on the disk tells any more.
+func TestBlobOfAnotherIndex(t *testing.T) {
+	needFanotify(t)
+	root := t.TempDir()
+	n := startForTest(t, root)
+	img := newImage(t, 1)
+	img.index(t, n, 0)
+	prepareAll(t, t.Context(), n, img)
+	layer := n.layers.find(digest.FromBytes(img.layers[0]))
+	if err := layer.blob.Fill(t.Context(), 0, layer.blob.Size()); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.tearDown(); err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range map[string][]byte{
+		"blob":       bytes.Repeat([]byte("other bytes "), int(layer.blob.Size()/12+1))[:layer.blob.Size()],
+		"layer.json": []byte("{}"),
+	} {
+		if err := os.WriteFile(layer.path(name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n = startForTest(t, root)
+	t.Cleanup(func() { _ = n.tearDown() })
+	if _, err := n.Prepare(t.Context(), "mend", "", img.labels(0, "mended")); !errdefs.IsAlreadyExists(err) {
+		t.Fatal(err)
+	}
+	img.readsRight(t, n)
+}
