@@ -80,7 +80,8 @@ func startFigures(ctx context.Context, r *report, e *harness.Env, image *harness
 	return settled(ctx, r, e, c, daemon, ref, config)
 }
 
-// forget removes the image, so that the next pull is a first one.
+// forget removes the image and what the kernel may remember of it (it keeps the
+// pages of FUSE's files), so that the next pull is a first one.
 func forget(ctx context.Context, c *harness.Containerd, d *harness.Daemon, ref string) error {
 	if _, err := c.Ctr(ctx, "images", "rm", "--sync", ref); err != nil {
 		return err
@@ -91,7 +92,7 @@ func forget(ctx context.Context, c *harness.Containerd, d *harness.Daemon, ref s
 			return err
 		}
 		if len(mounts) == 0 {
-			return nil
+			return harness.DropCaches()
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
