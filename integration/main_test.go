@@ -177,7 +177,7 @@ func (p *parts) forget(t *testing.T) {
 	}
 	// containerd's garbage collector calls Cleanup a little later.
 	var mounts []string
-	for range 100 {
+	for range 600 {
 		var err error
 		if mounts, err = harness.Mounts(p.daemon.Root + "/m"); err != nil {
 			t.Fatal(err)

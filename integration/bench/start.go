@@ -86,7 +86,7 @@ func forget(ctx context.Context, c *harness.Containerd, d *harness.Daemon, ref s
 	if _, err := c.Ctr(ctx, "images", "rm", "--sync", ref); err != nil {
 		return err
 	}
-	for range 100 {
+	for range 600 {
 		mounts, err := harness.Mounts(d.Root + "/m")
 		if err != nil {
 			return err

@@ -188,7 +188,7 @@ func (n *node) killDaemon(context.Context) error {
 // two hold the transport: one that is killed and one that is left.
 func (n *node) killPair(context.Context) error {
 	var pids []int
-	for range 500 {
+	for range 6000 {
 		var err error
 		if pids, err = n.holders(); err != nil {
 			return err

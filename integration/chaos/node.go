@@ -125,7 +125,7 @@ func (n *node) forget(ctx context.Context) error {
 	if _, err := n.containerd.Ctr(ctx, "images", "rm", "--sync", n.ref); err != nil {
 		return err
 	}
-	for range 200 {
+	for range 1200 {
 		mounts, err := harness.Mounts(n.daemon.Root + "/m")
 		if err != nil || len(mounts) == 0 {
 			return err
