@@ -212,29 +212,38 @@ func (l *Layers) open(layer *Layer) (err error) {
 	return nil
 }
 
-// mount mounts the layer where that is missing, and in place of a mount that cannot
-// be served any more.
+// mount mounts the layer, unless an earlier daemon's mount goes on.
 func (l *Layers) mount(layer *Layer) error {
 	if layer.mounted() {
-		if l.Adopted {
-			return nil
-		}
-		err := l.Transport.Revive(layer.blob)
-		if err == nil {
-			return nil
-		}
-		l.Log.Warn("a layer is mounted anew", "layer", layer.state.Layer, "reason", err)
-		if err := erofs.Unmount(layer.target); err != nil {
+		kept, err := l.keep(layer)
+		if kept || err != nil {
 			return err
 		}
-		l.mu.Lock()
-		l.replaced = append(l.replaced, layer.state.Layer)
-		l.mu.Unlock()
 	}
 	if err := os.MkdirAll(layer.target, 0o755); err != nil {
 		return err
 	}
 	return l.Transport.Mount(layer.blob, layer.path("bootstrap"), layer.target)
+}
+
+// keep reports whether an earlier daemon's mount is served again. One that cannot be
+// is unmounted.
+func (l *Layers) keep(layer *Layer) (bool, error) {
+	if l.Adopted {
+		return true, nil
+	}
+	reason := l.Transport.Revive(layer.blob)
+	if reason == nil {
+		return true, nil
+	}
+	l.Log.Warn("a layer is mounted anew", "layer", layer.state.Layer, "reason", reason)
+	if err := erofs.Unmount(layer.target); err != nil {
+		return false, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.replaced = append(l.replaced, layer.state.Layer)
+	return false, nil
 }
 
 // watch lets a layer go once it is complete.

@@ -15,21 +15,19 @@ import (
 
 	"github.com/lacuna-snapshotter/lacuna/erofs"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
+	"github.com/lacuna-snapshotter/lacuna/internal/descriptor"
 )
 
 // hold keeps a node's group over its end, as a keeper does.
 func hold(t *testing.T, n *node) *os.File {
 	t.Helper()
-	conn, err := n.group.SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
 	var group *os.File
-	if err := conn.Control(func(fd uintptr) {
-		if dup, dupErr := unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); dupErr == nil {
-			group = os.NewFile(uintptr(dup), "group")
-		}
-	}); err != nil || group == nil {
+	err := descriptor.Use(n.group, func(fd int) error {
+		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		group = os.NewFile(uintptr(dup), "group")
+		return err
+	})
+	if err != nil {
 		t.Fatal("the group was not kept", err)
 	}
 	return group
