@@ -87,7 +87,7 @@ func (m *misses) add(file int64) int {
 func ahead(n int) int64 {
 	const (
 		calm  = 1  // misses that say nothing yet
-		first = 4  // spans with the next one, doubled with each
+		first = 2  // spans with the next one, doubled with each
 		most  = 64 // spans
 	)
 	if n <= calm {

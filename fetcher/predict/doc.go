@@ -10,7 +10,8 @@
 //
 //   - elf.go: a program names its loader and its libraries, and those theirs.
 //     The loader reads headers, symbols, relocations and all writable segments
-//     of each; code is read whole in files of usual size.
+//     of each; code is read whole in files of usual size. The kernel reads around
+//     what is touched.
 //   - script.go: "#!" leads to another program.
 //   - python.go: a module's import statements name other modules, resolved in
 //     the interpreter's own path, in the order in which they would run.

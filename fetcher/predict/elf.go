@@ -30,6 +30,10 @@ func (p *predictor) program(name string) { p.elf(name, wholeUpTo{wholeProgram, w
 // module takes a shared object that is loaded into a running program.
 func (p *predictor) module(name string) { p.elf(name, wholeUpTo{wholeModule, wholeNeeded}, 0) }
 
+// readAround is what the kernel reads on both sides of a page of a mapped file:
+// half its readahead (do_sync_mmap_readahead in mm/filemap.c, VM_READAHEAD_PAGES).
+const readAround = 64 << 10
+
 // wholeUpTo is the size up to which an object, and each that it needs, is taken
 // whole.
 type wholeUpTo struct{ object, needed int64 }
@@ -44,7 +48,7 @@ func (p *predictor) elf(name string, whole wholeUpTo, depth int) {
 	if err != nil {
 		return
 	}
-	if f.Size <= whole.object {
+	if f.Size <= whole.object || f.Size <= wholeModule && readAllOver(real) {
 		p.add(f, 0, f.Size)
 	} else {
 		p.loaderParts(f, x)
@@ -69,8 +73,13 @@ func (p *predictor) elf(name string, whole wholeUpTo, depth int) {
 
 func (w wholeUpTo) forNeeded() wholeUpTo { return wholeUpTo{w.needed, w.needed} }
 
-// loaderParts are what the dynamic loader touches in a large object: all before
-// its code, and its writable segments, where relocations are applied.
+// readAllOver reports whether a library goes over nearly all of itself when it is
+// initialized. OpenSSL's registers every algorithm and error text it has.
+func readAllOver(name string) bool { return strings.HasPrefix(path.Base(name), "libcrypto.so") }
+
+// loaderParts are what is touched of a large object when it is loaded: all before
+// its code, its constructors (the compiler's own are the first of .text), and its
+// writable segments, where relocations are applied.
 func (p *predictor) loaderParts(f File, x *elf.File) {
 	code := f.Size
 	for _, seg := range x.Progs {
@@ -80,11 +89,23 @@ func (p *predictor) loaderParts(f File, x *elf.File) {
 	}
 	const most = 4 << 20
 	p.add(f, 0, min(max(code, 4096), most))
+	if text := x.Section(".text"); text != nil {
+		p.mapped(f, int64(text.Offset), 1)
+	}
 	for _, seg := range x.Progs {
-		if seg.Type == elf.PT_LOAD && seg.Flags&elf.PF_W != 0 && int64(seg.Off) >= 0 && int64(seg.Off) < f.Size {
-			p.add(f, int64(seg.Off), min(int64(seg.Filesz), most))
+		if seg.Type == elf.PT_LOAD && seg.Flags&elf.PF_W != 0 {
+			p.mapped(f, int64(seg.Off), min(int64(seg.Filesz), most))
 		}
 	}
+}
+
+// mapped takes a part of a file that is touched through a mapping.
+func (p *predictor) mapped(f File, off, n int64) {
+	if off < 0 || off >= f.Size {
+		return
+	}
+	from := max(0, off-readAround)
+	p.add(f, from, off+n+readAround-from)
 }
 
 func (p *predictor) searchPath(real string, x *elf.File) []string {

@@ -3,6 +3,7 @@ package predict
 import (
 	"archive/tar"
 	"bytes"
+	"debug/elf"
 	"io"
 	"os"
 	"path/filepath"
@@ -177,7 +178,7 @@ func TestELF(t *testing.T) {
 	add := func(path string) {
 		b, err := os.ReadFile(path)
 		if err != nil {
-			t.Skip("this machine has no", path)
+			hostcheck.Missing(t, path)
 		}
 		files[strings.TrimPrefix(path, "/")] = string(b)
 	}
@@ -199,6 +200,52 @@ func TestELF(t *testing.T) {
 	}
 	if slices.Contains(names, "lib/x86_64-linux-gnu/libm.so.6") {
 		t.Error("a library that bash does not need is predicted")
+	}
+}
+
+// TestLargeObject predicts parts of an object that is too large to be taken whole,
+// and all of one that is known to be read all over.
+func TestLargeObject(t *testing.T) {
+	name := hostcheck.Tool(t, "bash")
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x, err := elf.NewFile(bytes.NewReader(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	img := newImage(t, map[string]string{"lib/libcrypto.so.3": string(b), "lib/liblarge.so": string(b)}, nil)
+	predicted := func(lib string) (list []Range) {
+		p := &predictor{tree: img.tree, limit: DefaultLimit, seen: map[string]bool{}, open: func(f File) io.ReaderAt { return bytes.NewReader(img.data[f.Nid]) }}
+		p.elf(lib, wholeUpTo{}, 0)
+		return p.ranges
+	}
+	if list := predicted("lib/libcrypto.so.3"); len(list) != 1 || list[0].Len != int64(len(b)) {
+		t.Errorf("%+v", list)
+	}
+	list := predicted("lib/liblarge.so")
+	total := int64(0)
+	for _, r := range list {
+		total += r.Len
+	}
+	if total >= int64(len(b))/2 {
+		t.Errorf("%d of %d bytes: %+v", total, len(b), list)
+	}
+	// The kernel reads around the first instruction and the first relocated page.
+	for _, seg := range x.Progs {
+		if seg.Type == elf.PT_LOAD && seg.Flags&elf.PF_W != 0 {
+			within(t, list, int64(seg.Off)-readAround, min(int64(seg.Off+seg.Filesz)+readAround, int64(len(b))))
+		}
+	}
+	text := int64(x.Section(".text").Offset)
+	within(t, list, max(0, text-readAround), text+readAround)
+}
+
+func within(t *testing.T, list []Range, from, to int64) {
+	t.Helper()
+	if !slices.ContainsFunc(list, func(r Range) bool { return r.Off <= from && to <= r.Off+r.Len }) {
+		t.Errorf("[%d,%d) is not within %+v", from, to, list)
 	}
 }
 
