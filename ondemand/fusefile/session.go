@@ -23,6 +23,11 @@ const (
 	// replySize is room for its answer with headers.
 	replySize = maxRead + 4096
 
+	// maxAhead is what the kernel may read on by itself in a blob, which is in the
+	// order of the layer. EROFS has read ahead in its own files before. With
+	// nothing the kernel would ask for 4 KiB at a time.
+	maxAhead = 32 << 10
+
 	inHeader = 40 // struct fuse_in_header: len, opcode, unique, ...
 
 	opForget      = 2 // enum fuse_opcode
@@ -86,7 +91,7 @@ func newSession(dev *os.File, j *journal.Journal, fs *blobFS, logger *slog.Logge
 	s := &session{
 		dev: dev, wakeFD: wake, journal: j, fs: fs, log: logger, loop: make(chan struct{}),
 		proto: fuse.NewProtocolServer(fs, &fuse.MountOptions{
-			MaxWrite: maxRead, MaxBackground: 64, DisableReadDirPlus: true,
+			MaxWrite: maxRead, MaxReadAhead: maxAhead, MaxBackground: 64, DisableReadDirPlus: true,
 			DisabledCapabilities: fuse.CAP_PASSTHROUGH | fuse.CAP_READDIRPLUS,
 			Logger:               log.New(logWriter{logger}, "", 0),
 		}),
