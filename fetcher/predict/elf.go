@@ -99,7 +99,8 @@ func (p *predictor) loaderParts(f File, x *elf.File) {
 	}
 }
 
-// mapped takes a part of a file that is touched through a mapping.
+// mapped takes a part of a file that is touched through a mapping, and what is read
+// around it.
 func (p *predictor) mapped(f File, off, n int64) {
 	if off < 0 || off >= f.Size {
 		return

@@ -294,7 +294,7 @@ func (n *node) killEverything(ctx context.Context, times int) (total seen, err e
 		}
 		passes := 1
 		if n.throughLoop() {
-			passes = 4 // the last one begins when the daemon is back: each takes 3 s while nobody serves
+			passes = 4 // each takes 3 s while nobody serves: the last begins when somebody does
 		}
 		c, err := n.read(ctx, passes)
 		if err != nil {
