@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -14,7 +15,7 @@ import (
 const hashAll = `cd /usr && find . -xdev -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum`
 
 // reader is a container that does so over and over, dropping nothing.
-const reader = `i=0; while [ $i -lt 3 ]; do ` + hashAll + `; i=$((i+1)); done`
+const reader = `echo started; i=0; while [ $i -lt 3 ]; do ` + hashAll + `; i=$((i+1)); done`
 
 // TestContainersOutliveTheDaemon kills and stops the daemon under a reading
 // container, before its image is complete.
@@ -41,12 +42,20 @@ func TestContainersOutliveTheDaemon(t *testing.T) {
 			pull("lacuna")
 			id := "reader-" + name
 			cmd := exec.CommandContext(ctx, p.env.Bin+"/ctr", "--address", p.containerd.Address, "run", "--rm", "--snapshotter", "lacuna", p.ref, id, "sh", "-c", reader)
+			var stderr strings.Builder
+			cmd.Stderr = &stderr
 			out, err := cmd.StdoutPipe()
 			if err != nil {
 				t.Fatal(err)
 			}
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
+			}
+			// What containerd asks us for while it makes a container would fail.
+			var got strings.Builder
+			lines := bufio.NewScanner(out)
+			if lines.Scan() {
+				fmt.Fprintln(&got, lines.Text())
 			}
 			for range 5 {
 				time.Sleep(150 * time.Millisecond)
@@ -56,12 +65,11 @@ func TestContainersOutliveTheDaemon(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			var got strings.Builder
-			for s := bufio.NewScanner(out); s.Scan(); {
-				fmt.Fprintln(&got, s.Text())
+			for lines.Scan() {
+				fmt.Fprintln(&got, lines.Text())
 			}
 			if err := cmd.Wait(); err != nil {
-				t.Errorf("the container failed: %v", err)
+				t.Errorf("the container failed: %v: %s", err, &stderr)
 			}
 			if got.String() != want {
 				t.Errorf("wrong bytes:\n%s\nwant\n%s", got.String(), want)
@@ -89,6 +97,7 @@ func TestStoppedWithoutRegistry(t *testing.T) {
 		out, err := p.containerd.RunIn(ctx, "lacuna", p.ref, "waits", "sh", "-c", "find /usr/share/perl5 /usr/lib/x86_64-linux-gnu -type f -exec cat {} + >/dev/null && echo all")
 		done <- result{out, err}
 	}()
+	waitForRoot(t, "waits")
 	time.Sleep(time.Second)
 	err := p.daemon.Stop()
 	p.link.Mend()
@@ -98,6 +107,23 @@ func TestStoppedWithoutRegistry(t *testing.T) {
 	if r := <-done; r.err != nil || strings.TrimSpace(r.out) != "all" {
 		t.Errorf("%q, %v\n%s", r.out, r.err, p.daemon.Tail())
 	}
+}
+
+// waitForRoot returns when a container's root file system is mounted: what
+// containerd asks us for until then would fail without us.
+func waitForRoot(t *testing.T, id string) {
+	t.Helper()
+	for range 600 {
+		b, err := os.ReadFile("/proc/self/mounts")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(b), "/"+id+"/rootfs overlay ") {
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	t.Fatalf("container %s has no root file system", id)
 }
 
 // TestRegistryDown cuts the line under a running container.
