@@ -54,7 +54,7 @@ integration:
 	$(GO) test -timeout 15m ./integration
 
 # Kills under reading containers. The whole of it, which writes
-# docs/reliability.md, takes half an hour; make test has a part of it.
+# docs/reliability.md, takes an hour; make test has a part of it.
 chaos: tools
 	$(GO) run ./integration/chaos -write
 	$(GO) run ./integration/vm -run "TestKilledDaemon|TestEverybody" -kills 600 -limit 40m
