@@ -13,6 +13,15 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
 )
 
+// lazyImage is an image of one layer, which a node has prepared lazily.
+func lazyImage(t *testing.T, n *node) *image {
+	t.Helper()
+	img := newImage(t, 1)
+	img.index(t, n, 0)
+	prepareAll(t, t.Context(), n, img)
+	return img
+}
+
 // readsRight has a process read all of the image's only layer.
 func (i *image) readsRight(t *testing.T, n *node) {
 	t.Helper()
@@ -32,9 +41,7 @@ func TestIndexMadeAnew(t *testing.T) {
 	needFanotify(t)
 	root := t.TempDir()
 	n := startForTest(t, root)
-	img := newImage(t, 1)
-	img.index(t, n, 0)
-	prepareAll(t, t.Context(), n, img)
+	img := lazyImage(t, n)
 	d := digest.FromBytes(img.layers[0])
 	other := fetcher.BuildOptions{SpanSize: 8 << 10}
 	if _, _, err := index.Create(t.Context(), bytes.NewReader(img.layers[0]), n.store.Path(d), other, index.Expect{}); err != nil {
@@ -54,9 +61,7 @@ func TestBlobOfAnotherIndex(t *testing.T) {
 	needFanotify(t)
 	root := t.TempDir()
 	n := startForTest(t, root)
-	img := newImage(t, 1)
-	img.index(t, n, 0)
-	prepareAll(t, t.Context(), n, img)
+	img := lazyImage(t, n)
 	layer := n.layers.find(digest.FromBytes(img.layers[0]))
 	if err := layer.blob.Fill(t.Context(), 0, layer.blob.Size()); err != nil {
 		t.Fatal(err)
