@@ -175,17 +175,7 @@ func (p *parts) forget(t *testing.T) {
 			}
 		}
 	}
-	// containerd's garbage collector calls Cleanup a little later.
-	var mounts []string
-	for range 600 {
-		var err error
-		if mounts, err = harness.Mounts(p.daemon.Root + "/m"); err != nil {
-			t.Fatal(err)
-		}
-		if len(mounts) <= 1 { // pause's
-			return
-		}
-		time.Sleep(100 * time.Millisecond)
+	if err := harness.WaitUnmounted(p.daemon.Root+"/m", 1); err != nil { // pause's may stay
+		t.Fatal(err)
 	}
-	t.Fatalf("layers are still mounted: %q", mounts)
 }

@@ -86,17 +86,10 @@ func forget(ctx context.Context, c *harness.Containerd, d *harness.Daemon, ref s
 	if _, err := c.Ctr(ctx, "images", "rm", "--sync", ref); err != nil {
 		return err
 	}
-	for range 600 {
-		mounts, err := harness.Mounts(d.Root + "/m")
-		if err != nil {
-			return err
-		}
-		if len(mounts) == 0 {
-			return harness.DropCaches()
-		}
-		time.Sleep(100 * time.Millisecond)
+	if err := harness.WaitUnmounted(d.Root+"/m", 0); err != nil {
+		return err
 	}
-	return fmt.Errorf("layers are still mounted below %s", d.Root)
+	return harness.DropCaches()
 }
 
 // reads are run in a container of each snapshotter, with cold page caches, and

@@ -125,14 +125,7 @@ func (n *node) forget(ctx context.Context) error {
 	if _, err := n.containerd.Ctr(ctx, "images", "rm", "--sync", n.ref); err != nil {
 		return err
 	}
-	for range 1200 {
-		mounts, err := harness.Mounts(n.daemon.Root + "/m")
-		if err != nil || len(mounts) == 0 {
-			return err
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	return errors.New("layers stay mounted")
+	return harness.WaitUnmounted(n.daemon.Root+"/m", 0)
 }
 
 // holders are the keepers that have the transport by now: one that was just

@@ -127,6 +127,21 @@ func Mounts(dir string) ([]string, error) {
 	return list, nil
 }
 
+// WaitUnmounted returns when at most so many mounts are left below a directory:
+// containerd's garbage collector has ours cleaned up a little later. It waits a
+// minute.
+func WaitUnmounted(dir string, most int) error {
+	var mounts []string
+	for range 600 {
+		var err error
+		if mounts, err = Mounts(dir); err != nil || len(mounts) <= most {
+			return err
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return fmt.Errorf("still mounted: %q", mounts)
+}
+
 func unmountBelow(dir string) error {
 	list, err := Mounts(dir)
 	if err != nil {
