@@ -1,6 +1,7 @@
 package ondemand
 
 import (
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -82,3 +83,6 @@ func WaitDrained(work *sync.WaitGroup) {
 	case <-time.After(drainTime):
 	}
 }
+
+// ErrBusy is Detach's error.
+var ErrBusy = errors.New("a file system of the blob can still be reached")
