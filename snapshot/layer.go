@@ -149,6 +149,9 @@ func (l *Layers) usage(d digest.Digest) (snapshots.Usage, error) {
 }
 
 func (layer *Layer) usage() (snapshots.Usage, error) {
+	if layer.files == nil {
+		return snapshots.Usage{}, nil
+	}
 	u, err := layer.files.usage()
 	if err != nil || layer.serving == nil {
 		return u, err

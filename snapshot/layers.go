@@ -160,7 +160,9 @@ func (l *Layers) Served() bool {
 // Close ends background work and closes the blobs. Mounts stay; the transport
 // is the caller's.
 func (l *Layers) Close() error {
+	l.mu.Lock() // see start
 	l.cancel()
+	l.mu.Unlock()
 	l.work.Wait()
 	var errs []error
 	for _, d := range l.all() {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -29,7 +28,7 @@ func (l *Layers) Ensure(ctx context.Context, t Target) (release func(), err erro
 		return nil, err
 	}
 	defer l.unlock(layer)
-	fetchable := func(ctx context.Context) error { return nil }
+	fetchable := anyway
 	if layer.state == Absent {
 		fetchable = l.probes.start(l.ctx, t)
 	}
@@ -63,6 +62,11 @@ func (l *Layers) ready(ctx context.Context, layer *Layer, t Target, fetchable fu
 			return nil
 		}
 		l.quarantine(layer, layer.files, err)
+	case layer.state == Quarantined && layer.files != nil && layer.files.Bootstrap != "":
+		// What was in the way may be gone.
+		if err := l.open(layer, layer.files); err == nil || layer.state != Quarantined {
+			return err
+		}
 	}
 	err := l.make(ctx, layer, t, fetchable)
 	if err != nil && layer.state == Quarantined {
@@ -152,7 +156,7 @@ func (l *Layers) open(layer *Layer, f *files) error {
 	l.mu.Lock()
 	delete(l.fallbacks, layer.digest)
 	l.mu.Unlock()
-	l.work.Go(func() { l.watch(layer, on) })
+	l.start(func() { l.watch(layer, on) })
 	return nil
 }
 
@@ -319,44 +323,4 @@ func (l *Layers) left(layer *Layer) error {
 		}
 	}
 	return l.emptied(layer)
-}
-
-// nameMountpoint picks a layer's mountpoint: so many digits of its digest as no
-// other layer's mountpoint has, since overlay's options have little room.
-func (l *Layers) nameMountpoint(layer *Layer) string {
-	if f := layer.files; f != nil && f.Mountpoint != "" {
-		return f.Mountpoint
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	hex := layer.digest.Encoded()
-	const least = 12
-	for n := least; ; n++ {
-		name := hex[:n]
-		if owner, taken := l.mountpoints[name]; !taken || owner == layer.digest || n == len(hex) {
-			l.mountpoints[name] = layer.digest
-			return name
-		}
-	}
-}
-
-// sweepMountpoints removes the mountpoints that no layer has.
-func (l *Layers) sweepMountpoints() error {
-	entries, err := os.ReadDir(filepath.Join(l.Root, mountsDir))
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		path := filepath.Join(l.Root, mountsDir, e.Name())
-		if _, owned := l.mountpoints[e.Name()]; owned {
-			continue
-		}
-		if isEROFS(path) {
-			err = errors.Join(err, erofs.Unmount(path))
-		}
-		if rmErr := os.Remove(path); rmErr != nil && !errors.Is(rmErr, os.ErrNotExist) {
-			err = errors.Join(err, rmErr)
-		}
-	}
-	return err
 }

@@ -22,7 +22,7 @@ func (l *Layers) fillPredicted(layer *Layer, t Target) {
 	if on.blob.Complete() {
 		return
 	}
-	l.work.Go(func() { l.fillRuns(on.blob, f, t) })
+	l.start(func() { l.fillRuns(on.blob, f, t) })
 }
 
 // predictRestored does the same for the layers of an earlier run, one by one.

@@ -55,7 +55,7 @@ func (l *Layers) settle() {
 			if taken {
 				continue
 			}
-			l.work.Go(func() {
+			l.start(func() {
 				l.fillLayer(layer, limit)
 				mu.Lock()
 				defer mu.Unlock()
