@@ -28,6 +28,7 @@ type record struct {
 	durable  []byte // bits of the durable record
 	doubtful bool   // the running record says so
 	stale    bool   // the running record has bits that the bitmap has not
+	named    bool   // the durable record's name is known to be on the disk
 }
 
 // LostError says that bytes which had been written to a blob file did not get to
@@ -138,7 +139,7 @@ func (r *record) allDurable() bool { return bytes.Equal(r.clone(), r.durable) }
 func (r *record) sync(data file) error {
 	bits := r.clone()
 	if bytes.Equal(bits, r.durable) && !r.doubtful {
-		return nil
+		return r.name() // an earlier daemon may have died before it did
 	}
 	err := r.doubt(true)
 	if err == nil {
@@ -246,11 +247,22 @@ func (r *record) writeDurable(bits []byte) error {
 	if err := r.disk.rename(r.path+newName, r.path+durableName); err != nil {
 		return err
 	}
-	if err := r.disk.syncDir(r.path); err != nil {
+	r.named = false
+	if err := r.name(); err != nil {
 		return err
 	}
 	r.durable = bits
 	return nil
+}
+
+// name makes the durable record's name survive a loss of power.
+func (r *record) name() error {
+	if r.named {
+		return nil
+	}
+	err := r.disk.syncDir(r.path)
+	r.named = err == nil
+	return err
 }
 
 // BootID is the kernel's identifier of this boot.
