@@ -18,6 +18,20 @@ func (l *Layers) background() {
 	l.start(l.keepLimit)
 	l.start(l.lookAfter)
 	l.start(l.predictRestored)
+	l.start(l.syncBlobs)
+}
+
+// syncEvery is how often what was filled is made durable: as often as the kernel
+// writes out by itself (vm.dirty_expire_centisecs).
+const syncEvery = 30 * time.Second
+
+// syncBlobs makes what is filled survive a loss of power.
+func (l *Layers) syncBlobs() {
+	for sleep(l.ctx, syncEvery) {
+		if err := l.Engine.Sync(l.ctx); err != nil && l.ctx.Err() == nil {
+			l.Log.Error("making what was filled durable; what is not is fetched again", "error", err)
+		}
+	}
 }
 
 // lookEvery is how often lookAfter looks.

@@ -31,10 +31,10 @@ func (l *Layers) watch(layer *Layer, on *serving) {
 
 const syncRetry = 5 * time.Second
 
-// release has the transport let go of a complete layer, if it is complete still.
+// release has the transport let go of a layer that is complete for good.
 func (l *Layers) release(layer *Layer, on *serving) (released bool, err error) {
 	err = l.with(l.ctx, layer.digest, func(now *Layer) error {
-		if now.serving != on || !on.blob.Complete() {
+		if now.serving != on || !on.blob.Durable() {
 			return nil
 		}
 		if err := l.Transport.Release(on.blob); err != nil {

@@ -133,10 +133,28 @@ func isEROFS(path string) bool {
 	return unix.Statfs(path, &st) == nil && uint32(st.Type) == unix.EROFS_SUPER_MAGIC_V1
 }
 
+// discardBlob moves a file that cannot be the blob, and its records, to the trash.
+func (f *files) discardBlob(d *dirs) error {
+	temp, err := d.temp()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, name := range blobFiles {
+		if err := os.Rename(f.path(name), filepath.Join(temp, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(append(errs, d.discard(temp))...)
+}
+
+// blobFiles are the files of package ondemand, what tells of the bytes first.
+var blobFiles = []string{"blob.spans", "blob.durable", "blob"}
+
 // empty removes the blob, which nothing serves, and its records before it.
 func (f *files) empty() error {
 	var errs []error
-	for _, name := range []string{"blob.spans", "blob.durable", "blob"} {
+	for _, name := range blobFiles {
 		if err := os.Remove(f.path(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
 		}

@@ -134,9 +134,17 @@ func (l *Layers) open(layer *Layer, f *files) error {
 	if err != nil {
 		return err
 	}
-	blob, err := l.Engine.Open(ondemand.BlobConfig{
-		Key: f.key(), Path: f.path("blob"), Size: f.BlobSize, SpanSize: f.SpanSize, Source: source, Store: store,
-	})
+	config := ondemand.BlobConfig{
+		Key: f.key(), Path: f.path("blob"), Size: f.BlobSize, SpanSize: f.SpanSize,
+		Source: source, Group: registryOf(f.Ref), Store: store,
+	}
+	blob, err := l.Engine.Open(config)
+	var foreign *ondemand.ForeignFileError
+	if errors.As(err, &foreign) {
+		if err = f.discardBlob(l.dirs); err == nil {
+			blob, err = l.Engine.Open(config)
+		}
+	}
 	if err != nil {
 		return err
 	}
