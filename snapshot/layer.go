@@ -30,17 +30,19 @@ type Layer struct {
 	digest digest.Digest
 	life   chan struct{} // the lifecycle lock: holds a token while it is free
 
-	// Guarded by Layers.mu. Whoever changes them has the lifecycle lock, so its
-	// holder reads them without Layers.mu.
-	refs    int // who holds the lifecycle lock or waits for it, and pins
-	pins    int // against removal and eviction
+	// Guarded by Layers.mu. Only the holder of the lifecycle lock changes them, who
+	// therefore reads them without Layers.mu.
 	state   State
 	err     error // why the layer is quarantined
 	files   *files
 	serving *serving // nil unless ready or leaving
-	used    time.Time
-	retry   backoff // of making it again
-	fill    backoff // of filling it ahead
+
+	// Guarded by Layers.mu alone.
+	refs  int // who holds the lifecycle lock or waits for it, and pins
+	pins  int // against removal and eviction
+	used  time.Time
+	retry backoff // of making it again
+	fill  backoff // of filling it ahead
 }
 
 // serving is a layer's open blob.
@@ -115,6 +117,21 @@ func (l *Layers) pin(layer *Layer) (release func()) {
 		l.mu.Unlock()
 		l.unref(layer)
 	}
+}
+
+// pinned reports whether a layer is pinned. Without a pin under the lifecycle lock
+// there is none until that is let go of.
+func (l *Layers) pinned(layer *Layer) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return layer.pins > 0
+}
+
+// touch says that a layer is used now.
+func (l *Layers) touch(layer *Layer) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	layer.used = time.Now()
 }
 
 // become changes a layer's state. The caller has the lifecycle lock.

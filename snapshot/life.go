@@ -48,6 +48,7 @@ func (l *Layers) ready(ctx context.Context, layer *Layer, t Target, fetchable fu
 	switch {
 	case layer.serving != nil: // ready or leaving
 		if layer.files.mounted() && layer.state == Ready {
+			l.touch(layer)
 			return nil
 		}
 		if err := l.mount(layer.files, layer.serving.blob); err != nil {
@@ -236,7 +237,7 @@ func (l *Layers) letGo(layer *Layer) error {
 // evict empties a Ready layer that nothing can have mounted, and returns what that
 // has freed.
 func (l *Layers) evict(layer *Layer) (freed int64, err error) {
-	if layer.state != Ready || layer.pins > 0 {
+	if layer.state != Ready || l.pinned(layer) {
 		return 0, nil
 	}
 	uses, err := l.uses(l.ctx)
@@ -274,7 +275,7 @@ func (l *Layers) emptied(layer *Layer) error {
 // remove takes away a layer that no snapshot stands for. One that somebody can
 // reach is Leaving, the others Absent.
 func (l *Layers) remove(layer *Layer) error {
-	if layer.state == Absent || layer.pins > 0 {
+	if layer.state == Absent || l.pinned(layer) {
 		return nil
 	}
 	uses, err := l.uses(l.ctx)
@@ -316,7 +317,7 @@ func (l *Layers) remove(layer *Layer) error {
 // left looks whether a Leaving layer can be let go by now.
 func (l *Layers) left(layer *Layer) error {
 	uses, err := l.uses(l.ctx)
-	if err != nil || layer.state != Leaving || layer.pins > 0 {
+	if err != nil || layer.state != Leaving || l.pinned(layer) {
 		return err
 	}
 	if !uses[layer.digest].stands {
