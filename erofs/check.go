@@ -25,7 +25,8 @@ package erofs
 //	            the tree                       enter: no directory has two parents
 //	xattr.c     struct erofs_xattr_ibody_...   readXattrs: count, no name filter
 //	            shared ids                     sharedXattr: entry within the bootstrap
-//	            struct erofs_xattr_entry       xattr: prefix, name, no power over overlayfs
+//	            struct erofs_xattr_entry       xattr: prefix, name, form of ACLs and
+//	                                           capabilities, no power over overlayfs
 //
 // The cost is bounded by the size: see [Image.work] and namesBase.
 func Check(data []byte, blobSize int64) error {

@@ -1,6 +1,9 @@
 package erofs
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"strings"
+)
 
 // readXattrs reads an inode's attributes, which lie in [at, f.tail).
 func (m *Image) readXattrs(f *FileInfo, at int64) error {
@@ -73,13 +76,13 @@ func (m *Image) xattr(at, limit int64) (x Xattr, next int64, err error) {
 	case !ok, index != m.data[at+1], int64(len(suffix)) != name, len(x.Name) > maxName,
 		index == xattrTrusted && (x.Name != opaqueXattr || x.Value != "y"),
 		index != xattrACLAccess && index != xattrACLDefault && name == 0,
+		strings.Contains(suffix, "\x00"),
+		x.Name == capability && !validCapability(x.Value),
 		!zeros(m.data[at+xattrEntrySize+name+value : next]):
 		return x, 0, corrupt("attribute %.40q at %d", x.Name, at)
 	}
-	for _, c := range []byte(suffix) {
-		if c == 0 {
-			return x, 0, corrupt("attribute %.40q at %d", x.Name, at)
-		}
+	if _, ok := parseACL([]byte(x.Value)); !ok && (index == xattrACLAccess || index == xattrACLDefault) {
+		return x, 0, corrupt("attribute %s at %d", x.Name, at)
 	}
 	return x, next, nil
 }
