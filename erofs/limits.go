@@ -74,8 +74,8 @@ func (a *account) addImplied() error {
 	return a.allow("too many directories that have no entry", a.implied, impliedBase+a.read/impliedShare)
 }
 
-func (a *account) addLookup(names, bytes int) error {
-	a.lookup += int64(names)*lookupStep + int64(bytes)
+func (a *account) addLookup(name int) error {
+	a.lookup += int64(lookupStep + name)
 	return a.allow("too long paths or too many symlinks in them", a.lookup, lookupBase+a.read*lookupShare)
 }
 

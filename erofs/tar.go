@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"path"
 )
 
@@ -112,9 +113,11 @@ func (t *Tree) inode(h *tar.Header) (*Inode, error) {
 		}
 		n.Mode, n.Target = ModeSymlink, h.Linkname
 	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
-		// What new_encode_dev of include/linux/kdev_t.h has room for.
-		if h.Devmajor < 0 || h.Devmajor >= 1<<12 || h.Devminor < 0 || h.Devminor >= 1<<20 {
+		if h.Devmajor < 0 || h.Devmajor > math.MaxUint32 || h.Devminor < 0 || h.Devminor > math.MaxUint32 {
 			return nil, fmt.Errorf("%w device number %d:%d", ErrInvalid, h.Devmajor, h.Devminor)
+		}
+		if h.Devmajor >= 1<<12 || h.Devminor >= 1<<20 { // mknod(2) drops upper bits
+			return nil, fmt.Errorf("device number %d:%d %w", h.Devmajor, h.Devminor, ErrUnsupported)
 		}
 		switch h.Typeflag {
 		case tar.TypeFifo:

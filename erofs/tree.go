@@ -54,7 +54,9 @@ type Tree struct {
 	count int // names added, also those since removed
 	spent account
 	dirs  []dirTime
-	opts  Options
+
+	lookup lookup // its memory, for the next
+	opts   Options
 }
 
 func newTree(opts Options) *Tree {
@@ -67,7 +69,7 @@ func newTree(opts Options) *Tree {
 // or nil.
 func (t *Tree) Lookup(path string) *Inode {
 	n := t.root
-	for _, c := range split(path) {
+	for _, c := range strings.FieldsFunc(path, func(r rune) bool { return r == '/' }) {
 		if n = n.children[c]; n == nil {
 			return nil
 		}
