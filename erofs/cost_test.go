@@ -171,25 +171,31 @@ func TestCostOfTars(t *testing.T) {
 // Bootstraps whose parts overlap as much as they can.
 func TestCostOfBootstraps(t *testing.T) {
 	var first uint32 // block of what is filled up
-	for name, damage := range map[string]func(image []byte, at int){
-		"inodes with all attributes": func(b []byte, at int) {
+	for name, tc := range map[string]struct {
+		flag   byte
+		damage func(image []byte, at int)
+	}{
+		"inodes with all attributes": {tar.TypeFifo, func(b []byte, at int) {
 			rawInode{mode: ModeFifo, nlink: 1}.encode(b[at:])
 			binary.LittleEndian.PutUint16(b[at+2:], 0xffff)
-		},
-		"inodes with all chunks": func(b []byte, at int) {
-			rawInode{mode: ModeRegular, layout: layoutChunk, size: 1 << 29, union: chunkIndexes, nlink: 1}.encode(b[at:])
-		},
-		"directories in each other": func(b []byte, at int) {
-			rawInode{mode: ModeDir, size: maxSmall - 2*BlockSize, union: 1, nlink: 2}.encode(b[at:])
-		},
-		"long symlinks": func(b []byte, at int) {
+		}},
+		"inodes with all chunks": {tar.TypeReg, func(b []byte, at int) {
+			rawInode{mode: ModeRegular, layout: layoutChunk, size: 1 << 28, union: chunkIndexes, nlink: 1}.encode(b[at:])
+		}},
+		"directories in one place": {tar.TypeDir, func(b []byte, at int) {
+			rawInode{mode: ModeDir, size: BlockSize, union: first, nlink: 2}.encode(b[at:])
+		}},
+		"long symlinks": {tar.TypeSymlink, func(b []byte, at int) {
 			rawInode{mode: ModeSymlink, size: maxPath, union: first, nlink: 1}.encode(b[at:])
-		},
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var w rawTar
 			for i := range 4000 {
-				w.entry(tar.TypeFifo, strconv.Itoa(i), 0, "")
+				if tc.flag == tar.TypeSymlink {
+					w.pax("linkpath", "t")
+				}
+				w.entry(tc.flag, strconv.Itoa(i), 0, "")
 			}
 			tree, err := ReadTar(t.Context(), bytes.NewReader(w.end()), Options{})
 			if err != nil {
@@ -204,7 +210,7 @@ func TestCostOfBootstraps(t *testing.T) {
 			clear(image[(first+1)*BlockSize-1:]) // the block's end, since a longest symlink is shorter
 			binary.LittleEndian.PutUint32(image[superOffset+36:], uint32(len(image)/BlockSize))
 			for _, n := range tree.root.children {
-				damage(image, int(n.place.at))
+				tc.damage(image, int(n.place.at))
 			}
 			mend(image)
 			got := cost(func() { err = Check(image, tree.BlobSize) })
