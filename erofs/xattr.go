@@ -89,6 +89,22 @@ func (t *Tree) setXattr(n *Inode, name, value string) error {
 	return nil
 }
 
+// SetXattrs gives a directory the attributes of one in another layer, but for
+// those that mean something in that layer only: containerd copies none of
+// trusted. (copyUpXAttrs in pkg/archive).
+func (n *Inode) SetXattrs(list []Xattr) {
+	for _, x := range list {
+		if strings.HasPrefix(x.Name, "trusted.") {
+			continue
+		}
+		if n.Xattrs == nil {
+			n.Xattrs = map[string]string{}
+		}
+		n.xattrSize += xattrRoom(x.Name, x.Value)
+		n.Xattrs[x.Name] = x.Value
+	}
+}
+
 // xattrRoom is at least what an attribute takes.
 func xattrRoom(name, value string) int { return xattrEntrySize + len(name) + len(value) + 3 }
 
