@@ -177,6 +177,8 @@ func (d directories) add(bootstrap []byte) error {
 	return m.Walk(func(path string, info *erofs.FileInfo) error {
 		if info.Mode&erofs.ModeType == erofs.ModeDir {
 			d[path] = *info
+		} else {
+			delete(d, path) // a layer that has it as a directory again begins anew
 		}
 		return nil
 	})
@@ -185,5 +187,6 @@ func (d directories) add(bootstrap []byte) error {
 func (d directories) apply(path string, dir *erofs.Inode) {
 	if info, ok := d[path]; ok {
 		dir.Mode, dir.UID, dir.GID, dir.Mtime = info.Mode, info.UID, info.GID, info.Mtime
+		dir.SetXattrs(info.Xattrs)
 	}
 }
