@@ -34,22 +34,20 @@ func (r Retry) withDefaults() Retry {
 }
 
 // do calls f until it succeeds, fails for good, or the attempts are used up. With
-// patient set only ctx ends the attempts.
+// patient set only ctx ends the attempts, as long as the failures are those of an
+// outage.
 func (r Retry) do(ctx context.Context, patient bool, f func() error) error {
 	for failures := 1; ; failures++ {
 		err := f()
 		if err == nil {
 			return nil
 		}
-		if failures >= r.Attempts && !patient || ctx.Err() != nil || !temporary(err) {
+		class := classOf(err)
+		if class == retryNever || failures >= r.Attempts && !(patient && class == retryOn) || ctx.Err() != nil {
 			return err
 		}
-		timer := time.NewTimer(r.wait(failures, err))
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return errors.Join(ctx.Err(), err)
-		case <-timer.C:
+		if perr := sleep(ctx, r.wait(failures, err)); perr != nil {
+			return errors.Join(perr, err)
 		}
 	}
 }
@@ -66,20 +64,39 @@ func (r Retry) wait(failures int, err error) time.Duration {
 	return d
 }
 
-// temporary reports whether the same request may fare better later.
-func temporary(err error) bool {
+// retryClass says how often a request that failed is sent again.
+type retryClass uint8
+
+const (
+	retryUnset retryClass = iota // as the status or the cause says
+	retryNever                   // the answer will be the same
+	retryFew                     // a few times, also where the reader is patient
+	retryOn                      // an outage: as long as the reader wants
+)
+
+// classOf tells how often to retry after an error.
+func classOf(err error) retryClass {
 	var e *Error
 	if !errors.As(err, &e) || errors.Is(err, ErrRange) {
-		return false
+		return retryNever
+	}
+	if e.retry != retryUnset {
+		return e.retry
 	}
 	switch e.Status {
 	case 0, http.StatusRequestTimeout, http.StatusTooManyRequests:
-		return true
+		return retryOn
 	case http.StatusOK, http.StatusPartialContent: // the body broke off
-		return true
+		return retryOn
 	}
-	return e.Status >= 500 && e.Status != http.StatusNotImplemented
+	if e.Status >= 500 && e.Status != http.StatusNotImplemented {
+		return retryOn
+	}
+	return retryNever
 }
+
+// temporary reports whether the same request may fare better later.
+func temporary(err error) bool { return classOf(err) != retryNever }
 
 // retryAfter reads the header of RFC 9110, 10.2.3.
 func retryAfter(h http.Header) time.Duration {
