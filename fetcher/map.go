@@ -64,7 +64,20 @@ const (
 	maxSpanSize = 4 << 20
 	minGrain    = 4096
 	maxGrain    = 4 << 20
+
+	// maxSegment is the most stream between two checkpoints, which is inflated at
+	// once. Spacings go up to 64 MiB, thinning keeps them below one and a half, and
+	// zlib's blocks, at whose starts checkpoints lie, hold at most 8 MiB.
+	maxSegment = 128 << 20
+	// Deflate makes at most 1032 bytes of one (zlib's technical notes).
+	maxRatio = 1032
+	// Stored blocks add 5 bytes to 65535, empty ones and gzip headers a little more
+	// for each of a segment's members.
+	packedSlack = 1 << 20
 )
+
+// maxPacked is the most packed bytes that n bytes of stream can take.
+func maxPacked(n StreamOffset) PackedOffset { return 2*PackedOffset(n) + packedSlack }
 
 // Check verifies all that can be known without the layer: sizes, order,
 // bounds. A map that passes can still lie, which the spans' digests tell.
@@ -119,6 +132,26 @@ func (m *Map) Check() error {
 		}
 		stop = s
 	}
+	return m.checkSegments()
+}
+
+// checkSegments verifies what lies between checkpoints: both sides of a segment are
+// held in memory, so neither may be longer than the other allows.
+func (m *Map) checkSegments() error {
+	for i, c := range m.Checkpoints {
+		packed, stream := PackedOffset(c.Bit/8), StreamOffset(m.StreamSize)
+		var end PackedOffset // of the segment's input
+		if i+1 < len(m.Checkpoints) {
+			stream = m.Checkpoints[i+1].Stream
+			end = PackedOffset(m.Checkpoints[i+1].Bit/8) + 1
+		} else if n := len(m.Stops); n > 0 {
+			end = m.Stops[n-1]
+		}
+		out, in := stream-c.Stream, end-packed
+		if out > maxSegment || in > maxPacked(out) || out > 0 && (in <= 0 || int64(out) > int64(in)*maxRatio) {
+			return fmt.Errorf("%w: %d bytes of stream from %d packed at checkpoint %d", ErrMap, out, in, i)
+		}
+	}
 	return nil
 }
 
@@ -170,13 +203,18 @@ func (m *Map) checkpointBefore(off StreamOffset) int {
 	return sort.Search(len(m.Checkpoints), func(i int) bool { return m.Checkpoints[i].Stream > off }) - 1
 }
 
-// stopFor is how many packed bytes are enough for the stream before off.
+// stopFor is how many packed bytes are enough for the stream before off: up to its
+// stop, and never past the checkpoint behind it.
 func (m *Map) stopFor(off StreamOffset) PackedOffset {
 	i := (int64(off) + m.Grain - 1) / m.Grain
 	if i == 0 {
 		return 0
 	}
-	return m.Stops[min(i, int64(len(m.Stops)))-1]
+	stop := m.Stops[min(i, int64(len(m.Stops)))-1]
+	if next := m.checkpointBefore(off-1) + 1; next < len(m.Checkpoints) {
+		stop = min(stop, PackedOffset(m.Checkpoints[next].Bit/8)+1)
+	}
+	return stop
 }
 
 // CheckpointOf is the number of the checkpoint that a fetch of a span starts
