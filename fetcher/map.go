@@ -90,22 +90,17 @@ func (m *Map) Check() error {
 			return bad("digest %q", d)
 		}
 	}
-	for _, n := range []int64{m.PackedSize, m.StreamSize, m.BlobSize} {
-		if n < 0 || n > maxSize {
-			return bad("size %d", n)
-		}
+	n, err := m.Counts()
+	if err != nil {
+		return err
 	}
 	switch {
-	case m.BlobSize%4096 != 0:
-		return bad("blob of %d bytes", m.BlobSize)
-	case m.SpanSize < minSpanSize || m.SpanSize > maxSpanSize || m.SpanSize%4096 != 0:
-		return bad("spans of %d bytes", m.SpanSize)
-	case m.Grain < minGrain || m.Grain > maxGrain:
-		return bad("stops every %d bytes", m.Grain)
-	case int64(len(m.Digests)) != m.Spans():
-		return bad("%d digests for %d spans", len(m.Digests), m.Spans())
-	case int64(len(m.Stops)) != (m.StreamSize+m.Grain-1)/m.Grain:
+	case int64(len(m.Digests)) != n.Digests:
+		return bad("%d digests for %d spans", len(m.Digests), n.Digests)
+	case int64(len(m.Stops)) != n.Stops:
 		return bad("%d stops", len(m.Stops))
+	case int64(len(m.Checkpoints)) > n.Checkpoints:
+		return bad("%d checkpoints", len(m.Checkpoints))
 	case m.StreamSize > 0 && (len(m.Checkpoints) == 0 || m.Checkpoints[0].Stream != 0 || m.Checkpoints[0].Window):
 		return bad("no checkpoint at the start")
 	}
@@ -133,6 +128,43 @@ func (m *Map) Check() error {
 		stop = s
 	}
 	return m.checkSegments()
+}
+
+// Counts is how many items a map's tables have.
+type Counts struct {
+	Stops, Digests       int64 // exactly
+	Checkpoints, Extents int64 // at most
+}
+
+// minSpacing is the least stream between two checkpoints, on average: far below
+// inflate.MinSpacing, which our own have.
+const minSpacing = 4096
+
+// Counts checks the sizes and tells which tables are plausible for them. It is for
+// decoders, which have the sizes before they make room for the tables.
+func (m *Map) Counts() (Counts, error) {
+	bad := func(format string, args ...any) (Counts, error) {
+		return Counts{}, fmt.Errorf("%w: %s", ErrMap, fmt.Sprintf(format, args...))
+	}
+	for _, n := range []int64{m.PackedSize, m.StreamSize, m.BlobSize} {
+		if n < 0 || n > maxSize {
+			return bad("size %d", n)
+		}
+	}
+	switch {
+	case m.StreamSize > m.PackedSize*maxRatio:
+		return bad("%d bytes of stream from %d packed", m.StreamSize, m.PackedSize)
+	case m.BlobSize%4096 != 0:
+		return bad("blob of %d bytes", m.BlobSize)
+	case m.SpanSize < minSpanSize || m.SpanSize > maxSpanSize || m.SpanSize%4096 != 0:
+		return bad("spans of %d bytes", m.SpanSize)
+	case m.Grain < minGrain || m.Grain > maxGrain:
+		return bad("stops every %d bytes", m.Grain)
+	}
+	return Counts{
+		Stops: (m.StreamSize + m.Grain - 1) / m.Grain, Digests: m.Spans(),
+		Checkpoints: m.StreamSize/minSpacing + 1, Extents: m.StreamSize,
+	}, nil
 }
 
 // checkSegments verifies what lies between checkpoints: both sides of a segment are

@@ -424,6 +424,11 @@ func FuzzDecodeHead(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(b)
+	for _, b := range hostileHeads(f, 1000) {
+		if len(b) < 100<<10 { // in others there is only noise to mutate
+			f.Add(b)
+		}
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h, err := DecodeHead(b)
 		if err == nil {
@@ -436,6 +441,8 @@ func FuzzDecodeHead(f *testing.F) {
 func FuzzMap(f *testing.F) {
 	h, _ := create(f, layertest.Gzip(f, layertest.Tar(f, 3, 1)), fetcher.BuildOptions{Spacing: 64 << 10})
 	f.Add(encodeMap(h))
+	f.Add(repeated(mapBytes(1<<40, 1<<40, 1<<40, 4096, 4096), 20, 0, 0, 1))
+	f.Add(repeated(repeated(mapBytes(1<<40, 1<<40, 1<<40, 4096, 4096), 0), 20, 1, 1))
 	enc, err := zstd.NewWriter(nil)
 	if err != nil {
 		f.Fatal(err)
@@ -443,11 +450,11 @@ func FuzzMap(f *testing.F) {
 	f.Cleanup(func() { enc.Close() })
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h := &Head{}
-		if decodeMap(b, h) != nil || h.Map.Check() != nil {
+		if decodeMap(b, h, headBase) != nil || h.Map.Check() != nil {
 			return
 		}
 		again := &Head{}
-		if err := decodeMap(encodeMap(h), again); err != nil {
+		if err := decodeMap(encodeMap(h), again, headBase); err != nil {
 			t.Fatal(err)
 		}
 		if !reflect.DeepEqual(h, again) {
