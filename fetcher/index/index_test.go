@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -204,13 +205,13 @@ func TestWindowsFromRemote(t *testing.T) {
 		t.Fatalf("only %d groups", len(h.Groups))
 	}
 	reads, fail := 0, false
-	remote := func(_ context.Context, p []byte, off int64) error {
+	remote := func(_ context.Context, p []byte, off int64, verify func([]byte) error) error {
 		reads++
 		if fail {
 			return errors.New("down")
 		}
 		copy(p, all[off:])
-		return nil
+		return verify(p)
 	}
 	w := NewWindows(h, f, remote)
 	for range 2 { // the second time from what was kept
@@ -318,9 +319,18 @@ func TestImageToArtifactAndBack(t *testing.T) {
 			Blob: v1.Descriptor{Digest: reg.AddBlob(b), Size: int64(len(b))},
 		})
 	}
-	put := func(subject v1.Descriptor) {
+	put := func(subject v1.Descriptor, later ...v1.Descriptor) {
 		body, err := encodeArtifact(subject, v1.DescriptorEmptyJSON, entries, "2026-01-01T00:00:00Z")
 		if err != nil {
+			t.Fatal(err)
+		}
+		// What a later version may put beside ours is passed over.
+		var m v1.Manifest
+		if err := json.Unmarshal(body, &m); err != nil {
+			t.Fatal(err)
+		}
+		m.Layers = slices.Concat(later, m.Layers, later)
+		if body, err = json.Marshal(m); err != nil {
 			t.Fatal(err)
 		}
 		d := v1.Descriptor{MediaType: v1.MediaTypeImageManifest, ArtifactType: ArtifactType, Digest: reg.AddManifest("index", body), Size: int64(len(body))}
@@ -334,7 +344,7 @@ func TestImageToArtifactAndBack(t *testing.T) {
 	if _, err := Find(t.Context(), image.Repo, image.Manifest.Digest); !errors.Is(err, ErrFormat) {
 		t.Fatalf("artifact of another image: %v", err)
 	}
-	put(image.Manifest)
+	put(image.Manifest, v1.Descriptor{MediaType: "application/vnd.lacuna.index.erofs.v7", Digest: digest.FromString("later"), Size: 10})
 	found, err := Find(t.Context(), image.Repo, image.Manifest.Digest)
 	if err != nil || len(found.Entries) != 2 {
 		t.Fatal(found, err)
@@ -352,6 +362,11 @@ func TestImageToArtifactAndBack(t *testing.T) {
 	}
 	if err := other.Put(found.Entries[0].Layer, head, Source{}); !errors.Is(err, ErrFormat) {
 		t.Errorf("a head for the wrong layer: %v", err)
+	}
+	promise := found.Entries[0]
+	promise.HeadSize, promise.Blob.Size = maxHead, maxHead
+	if _, err := FetchHead(t.Context(), image.Repo, promise); err == nil {
+		t.Error("a head longer than its blob")
 	}
 	reg.Fail(registrytest.Flip)
 	if _, err := FetchHead(t.Context(), image.Repo, found.Entries[0]); !errors.Is(err, ErrFormat) {

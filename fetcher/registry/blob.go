@@ -46,20 +46,53 @@ func (b *Blob) ReadAt(ctx context.Context, p []byte, off int64) error {
 // they are read again from the next host; when no host is left, the error is a
 // [*BadBytesError].
 func (b *Blob) ReadVerified(ctx context.Context, p []byte, off int64, verify func(p []byte) error) error {
-	for {
-		r := b.open(ctx, off, int64(len(p)))
+	return b.verified(ctx, off, int64(len(p)), func(r io.Reader) error {
 		_, err := io.ReadFull(r, p)
-		r.Close()
-		if err != nil || verify == nil {
+		if err == nil && verify != nil {
+			err = verify(p)
+			return wrongBytes(err)
+		}
+		return err
+	})
+}
+
+// ReadStart returns the blob's first n bytes, as ReadVerified reads them. It makes
+// room for them as they arrive, so that a promise costs nothing.
+func (b *Blob) ReadStart(ctx context.Context, n int64, verify func(p []byte) error) (p []byte, err error) {
+	err = b.verified(ctx, 0, n, func(r io.Reader) error {
+		if p, err = io.ReadAll(r); err != nil {
 			return err
 		}
-		if err = verify(p); err == nil {
-			return nil
+		return wrongBytes(verify(p))
+	})
+	return p, err
+}
+
+// verified calls read with readers of other hosts as long as it says that the bytes
+// are wrong and there are any.
+func (b *Blob) verified(ctx context.Context, off, n int64, read func(io.Reader) error) error {
+	for {
+		r := b.open(ctx, off, n)
+		err := read(r)
+		r.Close()
+		var wrong *wrongError
+		if !errors.As(err, &wrong) {
+			return err
 		}
-		if err = r.Reject(err); err != nil {
+		if err := r.Reject(wrong.error); err != nil {
 			return err
 		}
 	}
+}
+
+// wrongError sets the error of a verification apart from one of reading.
+type wrongError struct{ error }
+
+func wrongBytes(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &wrongError{err}
 }
 
 // Open returns a reader of the blob's bytes [off, off+n). A body that breaks
