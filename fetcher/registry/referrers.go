@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -41,13 +42,14 @@ func (r *Repository) Referrers(ctx context.Context, subject digest.Digest, artif
 	listed, err := r.listReferrers(ctx, subject, artifactType)
 	fallback := <-tag
 	if err != nil && fallback.err != nil {
+		var e *Error
 		switch {
 		case NotFound(err) && NotFound(fallback.err):
 			return nil, nil
 		case NotFound(err):
 			// A registry without the API says so before it looks at credentials.
 			return nil, fallback.err
-		case NotFound(fallback.err) && !temporary(err):
+		case NotFound(fallback.err) && errors.As(err, &e) && e.Status != 0 && !temporary(err):
 			return nil, nil // an unknown API may be refused in many ways
 		}
 		return nil, err
