@@ -184,14 +184,19 @@ func TestCredentialsGoNowhereElse(t *testing.T) {
 func hostsTOML(t *testing.T, reg *registrytest.Registry, text string) string {
 	t.Helper()
 	root := t.TempDir()
-	dir := filepath.Join(root, reg.Host())
+	writeHosts(t, root, reg.Host(), "server = \""+reg.URL+"\"\n"+text)
+	return root
+}
+
+func writeHosts(t *testing.T, root, registry, text string) {
+	t.Helper()
+	dir := filepath.Join(root, registry)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte("server = \""+reg.URL+"\"\n"+text), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return root
 }
 
 // dockerConfig writes one with user "user", password "secret" for a host.

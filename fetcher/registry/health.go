@@ -90,15 +90,15 @@ func (h *health) answered(key string) bool {
 	return h.of(key).answered
 }
 
-// note takes the outcome of one try at a host, which began at a time.
-func (h *health) note(ctx context.Context, key string, began time.Time, err error) {
-	var e *Error
+// note takes the outcome of one try at a host, which began at a time. e is nil where
+// it went well.
+func (h *health) note(ctx context.Context, key string, began time.Time, e *Error) {
 	switch {
-	case err == nil, errors.As(err, &e) && e.Status != 0 && classOf(err) == retryNever:
+	case e == nil, e.Status != 0 && classOf(e) == retryNever && !e.misconfigured:
 		h.hear(key)
 	case errors.Is(ctx.Err(), context.Canceled):
 		// Nobody wants the answer any more; that says nothing.
 	default:
-		h.fail(key, began, e != nil && e.Status != 0)
+		h.fail(key, began, e.Status != 0 && !e.misconfigured)
 	}
 }

@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -42,14 +41,7 @@ func TestNamespace(t *testing.T) {
 	d := mirror.AddBlob(data)
 	for _, registry := range []string{"docker.io", "registry.example:5000"} {
 		root := t.TempDir()
-		dir := filepath.Join(root, registry)
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		text := "server = \"http://127.0.0.1:1\"\n[host.\"" + mirror.URL + "\"]\ncapabilities = [\"pull\"]\n"
-		if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		writeHosts(t, root, registry, "server = \"http://127.0.0.1:1\"\n[host.\""+mirror.URL+"\"]\ncapabilities = [\"pull\"]\n")
 		c, err := New(Options{HostsDirs: []string{root}, Retry: quick})
 		if err != nil {
 			t.Fatal(err)

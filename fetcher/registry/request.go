@@ -54,7 +54,11 @@ func (r *Repository) send(ctx context.Context, c call) (*answer, error) {
 	for i, h := range hosts {
 		began := time.Now()
 		a, err := r.sendHost(ctx, c, h)
-		r.client.health.note(ctx, h.key, began, err)
+		var e *Error
+		if err != nil {
+			e = r.judge(c, h, err)
+		}
+		r.client.health.note(ctx, h.key, began, e)
 		if err == nil {
 			if spare != nil {
 				spare.Body.Close()
@@ -64,7 +68,7 @@ func (r *Repository) send(ctx context.Context, c call) (*answer, error) {
 			}
 			continue
 		}
-		failures[h] = r.judge(c, h, err)
+		failures[h] = e
 		if ctx.Err() != nil {
 			break
 		}
