@@ -123,7 +123,7 @@ func (r *blobReader) request(ctx context.Context) (*answer, error) {
 		op: r.op(), path: "blobs/" + b.desc.Digest.String(), cap: blobCapability,
 		header: http.Header{"Range": {fmt.Sprintf("bytes=%d-%d", r.off, r.end-1)}},
 		accept: []int{http.StatusPartialContent, http.StatusOK},
-		check:  r.checkRange, last: b.liars.has,
+		check:  r.checkRange, last: b.liars.since,
 	}
 	if t := b.target.Load(); t != nil {
 		a, err := b.repo.sendTarget(ctx, t, c)

@@ -31,11 +31,14 @@ type liars struct {
 
 const distrust = 10 * time.Minute
 
-func (l *liars) has(key string) bool {
+// since is when a host gave wrong bytes last, or zero.
+func (l *liars) since(key string) time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	t, ok := l.last[key]
-	return ok && time.Since(t) < distrust
+	if t := l.last[key]; time.Since(t) < distrust {
+		return t
+	}
+	return time.Time{}
 }
 
 func (l *liars) add(key string) {
@@ -68,7 +71,7 @@ func (r *blobReader) Reject(cause error) error {
 		if !h.Capabilities.Has(blobCapability) {
 			continue
 		}
-		if !b.liars.has(h.key) {
+		if b.liars.since(h.key).IsZero() {
 			return nil
 		}
 		bad = append(bad, h.key)

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/pkg/reference"
@@ -90,8 +91,8 @@ type small struct {
 // get reads a small answer whole, with retries. Where verify, if not nil, fails,
 // the next host is asked.
 func (r *Repository) get(ctx context.Context, c call, verify func(body []byte) error) (got small, err error) {
-	bad := map[string]bool{} // hosts whose answers were wrong
-	c.last = func(key string) bool { return bad[key] }
+	bad := map[string]time.Time{} // hosts whose answers were wrong
+	c.last = func(key string) time.Time { return bad[key] }
 	err = r.do(ctx, false, func() error {
 		for {
 			got, err = r.read(ctx, c)
@@ -102,10 +103,10 @@ func (r *Repository) get(ctx context.Context, c call, verify func(body []byte) e
 			if wrong == nil {
 				return nil
 			}
-			if bad[got.from] {
+			if !bad[got.from].IsZero() {
 				return &Error{Op: c.op, Repo: r.Name(), Err: &BadBytesError{Repo: r.Name(), Hosts: slices.Sorted(maps.Keys(bad)), Err: wrong}, retry: retryNever}
 			}
-			bad[got.from] = true
+			bad[got.from] = time.Now()
 		}
 	})
 	return got, err

@@ -28,10 +28,11 @@ type call struct {
 	// check, if not nil, looks at such an answer; where it does not fit, the next
 	// host is asked.
 	check func(*http.Response) error
-	// only, if not empty, is the one host to ask; last tells which are asked after
-	// all others.
+	// only, if not empty, is the one host to ask.
 	only string
-	last func(key string) bool
+	// last, if not nil, tells since when a host is to be asked after all others, the
+	// longest first. The zero time means that it is not.
+	last func(key string) time.Time
 }
 
 // answer is a response and the host that gave it, which may have redirected.
@@ -93,7 +94,7 @@ func (r *Repository) order(set *hostSet, c call) []*host {
 	for _, h := range set.hosts {
 		switch {
 		case !h.Capabilities.Has(c.cap) || c.only != "" && c.only != h.key:
-		case c.last != nil && c.last(h.key):
+		case c.last != nil && !c.last(h.key).IsZero():
 			last = append(last, h)
 		case len(set.hosts) > 1 && r.client.health.shunned(h.key):
 			failing = append(failing, h)
@@ -101,6 +102,7 @@ func (r *Repository) order(set *hostSet, c call) []*host {
 			good = append(good, h)
 		}
 	}
+	slices.SortStableFunc(last, func(a, b *host) int { return c.last(a.key).Compare(c.last(b.key)) })
 	return slices.Concat(good, failing, last)
 }
 
@@ -218,14 +220,16 @@ func (r *Repository) sendOnce(ctx context.Context, c call, h *host, g *grant) (*
 		}
 		next, err := resp.Location()
 		discard(resp)
-		if err != nil || hops >= maxRedirects || next.Scheme != "https" && next.Scheme != req.URL.Scheme {
+		// containerd's fallback may have sent it with HTTP where req has HTTPS.
+		at := resp.Request.URL
+		if err != nil || hops >= maxRedirects || next.Scheme != "https" && next.Scheme != at.Scheme {
 			return nil, errors.New("redirect without end, without target, or away from https")
 		}
 		from := req
 		if req, err = r.request(ctx, next, c.header); err != nil {
 			return nil, err
 		}
-		if sameOrigin(from.URL, next) {
+		if sameOrigin(at, next) {
 			req.Header = from.Header.Clone()
 		}
 	}
