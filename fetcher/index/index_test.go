@@ -477,3 +477,67 @@ func FuzzMap(f *testing.F) {
 		}
 	})
 }
+
+// TestLayerFromLiars has a mirror that gives wrong bytes of the layer and of its
+// index: everything is read, right, from the registry behind it.
+func TestLayerFromLiars(t *testing.T) {
+	origin, mirror := registrytest.New(t), registrytest.New(t)
+	hosts := t.TempDir()
+	dir := filepath.Join(hosts, origin.Host())
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	text := "server = \"" + origin.URL + "\"\n[host.\"" + mirror.URL + "\"]\ncapabilities = [\"pull\"]\n"
+	if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	client, err := registry.New(registry.Options{HostsDirs: []string{hosts}, Retry: registry.Retry{Attempts: 2, Base: time.Millisecond}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	packed := layertest.Gzip(t, layertest.Tar(t, 100, 1))
+	h, path := create(t, packed, fetcher.BuildOptions{Spacing: 64 << 10})
+	all, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	layer := origin.AddBlob(packed)
+	mirror.AddBlob(packed)
+	blob := v1.Descriptor{MediaType: LayerType, Digest: origin.AddBlob(all), Size: int64(len(all))}
+	mirror.AddBlob(all)
+	flip := make([]registrytest.Fault, 1000)
+	for i := range flip {
+		flip[i] = registrytest.Flip
+	}
+	mirror.Fail(flip...)
+	entry := Entry{Layer: layer, Blob: blob, HeadSize: h.Size, HeadDigest: digest.FromBytes(all[:h.Size])}
+	repo, _, err := client.Repository(origin.Ref("1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, err := FetchHead(t.Context(), repo, entry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := OpenStore(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Put(layer, head, Source{origin.Ref("1"), entry}); err != nil {
+		t.Fatal(err)
+	}
+	l, err := store.Open(client, origin.Ref("1"), h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	spans := int64(0)
+	for i := range l.Map.Spans() {
+		if err := l.Fetch(t.Context(), i, i+1, func(int64, []byte) error { spans++; return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if spans != l.Map.Spans() || len(mirror.Requests()) == 0 {
+		t.Errorf("%d spans of %d, %d requests to the mirror", spans, l.Map.Spans(), len(mirror.Requests()))
+	}
+}

@@ -296,7 +296,8 @@ func TestSlowStream(t *testing.T) {
 	}
 }
 
-// TestManyStreams asks for more at once than one HTTP/2 connection carries.
+// TestManyStreams asks for more at once than one HTTP/2 connection of the test's
+// registry carries.
 func TestManyStreams(t *testing.T) {
 	data := content(100000)
 	reg := registrytest.NewTLS(t)
@@ -306,7 +307,7 @@ func TestManyStreams(t *testing.T) {
 	b := newBlob(t, reg, data, Options{HostsDirs: []string{hosts}, Connections: 4})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	errs := make(chan error, 400)
+	errs := make(chan error, 40)
 	for i := range cap(errs) {
 		go func() {
 			p := make([]byte, 1000)

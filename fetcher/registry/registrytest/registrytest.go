@@ -47,11 +47,12 @@ func New(t testing.TB) *Registry {
 	return r
 }
 
-// NewTLS starts a registry with TLS and HTTP/2. Its certificate is trusted by nobody:
+// NewTLS starts a registry with TLS and HTTP/2, ten streams a connection. Its certificate is trusted by nobody:
 // CA writes it.
 func NewTLS(t testing.TB) *Registry {
 	r := registry(t)
 	r.EnableHTTP2 = true
+	r.Config.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: 10}
 	r.StartTLS()
 	t.Cleanup(r.Close)
 	return r
