@@ -251,7 +251,7 @@ func TestSlowStream(t *testing.T) {
 	ca := filepath.Join(t.TempDir(), "ca.pem")
 	mirror.CA(ca)
 	hosts := hostsTOML(t, origin, fmt.Sprintf("[host.%q]\ncapabilities = [\"pull\"]\nca = %q\n", mirror.URL, ca))
-	b := newBlob(t, origin, data, Options{HostsDirs: []string{hosts}, Stall: 500 * time.Millisecond})
+	b := newBlob(t, origin, data, Options{HostsDirs: []string{hosts}, Stall: 2 * time.Second})
 	var proto atomic.Int32
 	var conns sync.Map // by the client's address
 	note := func(_ http.ResponseWriter, req *http.Request, _ []byte) bool {
