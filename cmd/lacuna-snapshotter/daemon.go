@@ -135,6 +135,7 @@ func registryOptions(c *config.Config) registry.Options {
 		UserAgent: "lacuna/" + version.String(),
 		Retry: registry.Retry{
 			Attempts: c.Registry.Attempts, Base: time.Duration(c.Registry.Backoff), Max: time.Duration(c.Registry.MaxBackoff),
+			Sleep: ondemand.Sleep,
 		},
 		Stall:       time.Duration(c.Registry.Stall),
 		Connections: c.Fetch.Concurrent,
