@@ -112,13 +112,13 @@ func everyFault(t *testing.T) {
 		for i, way := range []struct {
 			d    *memDisk
 			boot string
-		}{{d.clone(), bootA}, {d.powerLoss(r), bootB}, {d.powerLoss(r), bootB}} {
+		}{{d.clone(), bootA}, {d.powerLoss(r), bootB}} {
 			if err := goOn(t.Context(), way.d, way.boot, s, r); err != nil {
 				t.Fatalf("with %v at calls of %d, way %d: %v", faults, steps, i, err)
 			}
 		}
 	}
-	const near, stride = 5, 8
+	const near, stride = 2, 8
 	for first := range steps {
 		for k := range faultKinds {
 			try(map[int]faultKind{first + 1: k})

@@ -36,8 +36,8 @@ type Transport interface {
 	// for which nobody has answered since. It has the mount served again, or
 	// fails: then the mount must be replaced.
 	Revive(b *Blob) error
-	// Release says that the blob is complete. Where the transport can, it makes
-	// reads the kernel's own.
+	// Release says that the blob is complete, and durable: see Blob.Durable. Where
+	// the transport can, it makes reads the kernel's own.
 	Release(b *Blob) error
 	// Detach ends Attach for a blob that nothing mounts any more.
 	Detach(b *Blob) error
