@@ -83,6 +83,31 @@ func TestRecordsBelongToOneFile(t *testing.T) {
 	})
 }
 
+// TestOtherSpans: a record of another layout is replaced by one that the next
+// daemon believes.
+func TestOtherSpans(t *testing.T) {
+	d, s := newMemDisk(), newSource(64*testSpan)
+	_, b, err := openMem(d, bootA, s)
+	if err := errors.Join(err, b.Fill(t.Context(), 0, b.Size()), b.Close()); err != nil {
+		t.Fatal(err)
+	}
+	c := BlobConfig{Key: b.Key(), Path: "blob", Size: b.Size(), SpanSize: b.Size() / 2, Source: s}
+	for i := range int64(2) {
+		e, err := New(Options{BootID: bootA})
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.disk = d
+		b, err := e.Open(c)
+		if err != nil || b.store.Count() != i {
+			t.Fatalf("daemon %d: %v", i, err)
+		}
+		if err := errors.Join(b.store.Put(i, s.data[i*c.SpanSize:(i+1)*c.SpanSize]), b.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestForeignFile: somebody may have it mounted.
 func TestForeignFile(t *testing.T) {
 	s := newSource(16 * testSpan)
