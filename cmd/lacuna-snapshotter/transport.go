@@ -52,24 +52,28 @@ type opener struct {
 	// labels are of what must be found for a takeover; the last is what readers
 	// wait on.
 	labels []string
-	open   func(*config.Config, *ondemand.Engine, *transport, map[string]*os.File) (ondemand.Transport, error)
+	// alive reports whether what readers wait on can be read still; nil where it
+	// always can.
+	alive func(*os.File) bool
+	open  func(*config.Config, *ondemand.Engine, *transport, map[string]*os.File) (ondemand.Transport, error)
 }
 
 // openers are in the order in which "auto" tries them.
 var openers = []opener{
-	{"fanotify", []string{fanotifyJournal, fanotifyGroup}, openFanotify},
-	{"cachefiles", []string{cachefilesDevice}, openCachefiles},
-	{"fuse", []string{fuseJournal, fuseDevice}, openFuse},
+	{"fanotify", []string{fanotifyJournal, fanotifyGroup}, nil, openFanotify},
+	{"cachefiles", []string{cachefilesDevice}, nil, openCachefiles},
+	{"fuse", []string{fuseJournal, fuseDevice}, fusefile.Alive, openFuse},
 }
 
-// whole reports whether all is there for a takeover. Of what is not, the parts
-// are let go of: a device that nobody reads would have its readers wait for ever.
+// whole reports whether all is there for a takeover. Of what is not, or has ended,
+// the parts are let go of: a device that nobody reads would have its readers wait for
+// ever.
 func (o opener) whole(set *keeper.Set, found map[string]*os.File) (bool, error) {
 	missing := false
 	for _, label := range o.labels {
 		missing = missing || found[label] == nil
 	}
-	if !missing {
+	if !missing && (o.alive == nil || o.alive(found[o.labels[len(o.labels)-1]])) {
 		return true, nil
 	}
 	var errs []error
@@ -217,9 +221,10 @@ func (t *transport) anchor(c *config.Config, on *sockets) error {
 }
 
 // leave sees to it that readers wait for the next daemon, where any may come,
-// and else ends the keepers.
+// and else ends the keepers. The kernel may know of more than the layers do: those
+// that could not be opened have mounts too.
 func (t *transport) leave(layers *snapshot.Layers, on *sockets) error {
-	if layers.Served() {
+	if layers.Served() || t.Needed() {
 		t.log.Info("layers need their transport; the keepers stay, and readers wait for the next start")
 		return t.keepers.Leave()
 	}
