@@ -83,7 +83,7 @@ func run(ctx context.Context, c *config.Config) error {
 	if err != nil {
 		return errors.Join(err, transport.Close())
 	}
-	transport.Recover()
+	transport.Recover() // what a dead daemon has left is answered meanwhile
 	log.Info("ready to serve", "version", version.String(), "root", c.Root, "transport", transport.Name())
 	err = serve(ctx, c, log, sockets, snapshotter, &status{
 		started: time.Now(), root: c.Root, transport: transport, layers: layers, snapshotter: snapshotter, engine: engine, client: client,
@@ -162,6 +162,15 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger, on *sockets,
 		st.report(gctx, healthy)
 		return nil
 	})
+	g.Go(func() error {
+		select {
+		case err := <-st.transport.Failed():
+			return fmt.Errorf("transport %s reads no more requests; the next daemon takes over: %w", st.transport.Name(), err)
+		case <-gctx.Done():
+			return nil
+		}
+	})
+	g.Go(func() error { return watch(gctx, c.Address, st.able, log) })
 	g.Go(func() error {
 		<-gctx.Done()
 		notify(log, daemon.SdNotifyStopping)

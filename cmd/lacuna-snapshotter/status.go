@@ -52,6 +52,14 @@ func (s *status) report(ctx context.Context, h *health.Server) {
 	}
 }
 
+// able reports whether layers and transport still come to answer: one that is locked
+// up does not return.
+func (s *status) able() {
+	s.transport.Needed()
+	s.layers.Served()
+	s.engine.Stats()
+}
+
 func (s *status) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { reply(w, s.status()) })

@@ -87,8 +87,12 @@ func (c *serveSettings) run(ctx context.Context, out, errOut io.Writer) (err err
 	for _, m := range mounts {
 		fmt.Fprintf(out, "  mount -t erofs -o ro,%s none /mnt\n", m.Options())
 	}
-	<-ctx.Done()
-	return nil
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-server.Failed():
+		return err
+	}
 }
 
 // addImage makes an image's layers known. One that has no index anywhere gets

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -28,6 +29,7 @@ type Set struct {
 	anchored bool       // by an anchor of ours
 	held     shelf[int] // our own duplicates
 	leaving  bool
+	left     chan struct{} // closed when we are leaving
 	watch    sync.WaitGroup
 }
 
@@ -39,7 +41,7 @@ type Program struct{ Keeper, Anchor []string }
 // and the anchors, nil where there were none; it is the caller's, and is held on
 // under its labels.
 func Open(dir string, count int, program Program, log *slog.Logger) (s *Set, found map[string]*os.File, err error) {
-	s = &Set{dir: dir, program: program, log: log, keepers: make([]*Keeper, count)}
+	s = &Set{dir: dir, program: program, log: log, keepers: make([]*Keeper, count), left: make(chan struct{})}
 	if s.systemd, found, err = OpenSystemd(); err != nil {
 		log.Warn("the service manager's descriptor store cannot be used", "error", err)
 	}
@@ -69,18 +71,36 @@ func Open(dir string, count int, program Program, log *slog.Logger) (s *Set, fou
 	if found, err = s.adoptAnchored(found); err != nil {
 		return nil, nil, err
 	}
-	for i, k := range s.keepers {
-		if k == nil {
-			if s.keepers[i], err = s.start(i); err != nil {
-				return nil, nil, err
-			}
-		} else if err := s.fill(k); err != nil {
-			return nil, nil, err
-		}
-		s.watch.Add(1)
-		go s.replace(i, s.keepers[i])
+	if err := s.complete(); err != nil {
+		return nil, nil, err
 	}
 	return s, found, nil
+}
+
+// complete starts the keepers that are missing. One that cannot be started is tried
+// again later, if there is another.
+func (s *Set) complete() error {
+	var errs []error
+	for i, k := range s.keepers {
+		if k == nil {
+			var err error
+			if s.keepers[i], err = s.start(i); err != nil {
+				errs = append(errs, err)
+			}
+		} else if err := s.fill(k); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		if len(errs) == len(s.keepers) {
+			return err
+		}
+		s.log.Error("a keeper is missing, which is tried again", "error", err)
+	}
+	for i := range s.keepers {
+		s.watch.Go(func() { s.replace(i) })
+	}
+	return nil
 }
 
 // adopt adds to found, and holds, what is not there yet.
@@ -135,7 +155,10 @@ func (s *Set) start(i int) (*Keeper, error) {
 	if err != nil {
 		return nil, err
 	}
-	return k, s.fill(k)
+	if err := s.fill(k); err != nil {
+		return nil, errors.Join(err, k.End())
+	}
+	return k, nil
 }
 
 // fill gives a keeper all that is held, in order: should we die meanwhile it has
@@ -149,26 +172,54 @@ func (s *Set) fill(k *Keeper) error {
 	return nil
 }
 
-// replace starts another keeper for one that has died.
-func (s *Set) replace(i int, k *Keeper) {
-	defer s.watch.Done()
-	for {
-		<-k.Dead()
+const (
+	// A keeper that could not be started is tried again after that long, and ever
+	// longer: memory, processes or descriptors may be short.
+	minRetry, maxRetry = 100 * time.Millisecond, 10 * time.Second
+)
+
+// replace starts another keeper for each that dies, and for one that is missing.
+func (s *Set) replace(i int) {
+	for wait := minRetry; ; {
 		s.mu.Lock()
-		if s.leaving {
-			s.mu.Unlock()
-			return
-		}
-		s.log.Warn("a keeper has died; starting another", "socket", s.socket(i))
-		next, err := s.start(i)
-		s.keepers[i] = next
+		k := s.keepers[i]
 		s.mu.Unlock()
-		if err != nil {
-			s.log.Error("a keeper is missing: one more death would let go of what it holds", "error", err)
+		if k != nil {
+			<-k.Dead()
+		}
+		err := s.renew(i)
+		if errors.Is(err, errLeaving) {
 			return
 		}
-		k = next
+		if err == nil {
+			wait = minRetry
+			continue
+		}
+		s.log.Error("a keeper is missing: one more death could let go of what it holds", "error", err, "again in", wait)
+		select {
+		case <-time.After(wait):
+		case <-s.left:
+			return
+		}
+		wait = min(2*wait, maxRetry)
 	}
+}
+
+var errLeaving = errors.New("leaving")
+
+// renew starts a keeper in the place of one that has died.
+func (s *Set) renew(i int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.leaving {
+		return errLeaving
+	}
+	if s.keepers[i] != nil {
+		s.log.Warn("a keeper has died; starting another", "socket", s.socket(i))
+	}
+	next, err := s.start(i)
+	s.keepers[i] = next // nil after an error
+	return err
 }
 
 // Keep holds a duplicate of a descriptor in every keeper.
@@ -279,7 +330,10 @@ func (s *Set) End() error {
 
 func (s *Set) part(how func(*Keeper) error) error {
 	s.mu.Lock()
-	s.leaving = true
+	if !s.leaving {
+		s.leaving = true
+		close(s.left)
+	}
 	err := s.each(how)
 	for _, h := range s.held {
 		unix.Close(h.thing)
