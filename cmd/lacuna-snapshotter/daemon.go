@@ -49,7 +49,7 @@ func run(ctx context.Context, c *config.Config) error {
 	}
 	engine, err := ondemand.New(ondemand.Options{
 		Fetches: c.Fetch.Concurrent, Background: c.Fetch.Background,
-		MaxFetch: c.Fetch.MaxBytes, Timeout: time.Duration(c.Fetch.Timeout),
+		MaxFetch: int64(c.Fetch.MaxBytes), Timeout: c.Fetch.Timeout.Duration,
 	})
 	if err != nil {
 		return err
@@ -72,8 +72,8 @@ func run(ctx context.Context, c *config.Config) error {
 	layers, err := snapshot.OpenLayers(snapshot.LayersConfig{
 		Root: c.Root, Client: client, Store: store, Engine: engine,
 		Transport: transport, Adopted: transport.adopted,
-		Settle: snapshot.Settle{Enabled: c.Settle.Enabled, Quiet: time.Duration(c.Settle.Quiet), Rate: c.Settle.Rate},
-		Cache:  snapshot.Cache{MaxBytes: c.Cache.MaxBytes, Every: time.Duration(c.Cache.Every)},
+		Settle: snapshot.Settle{Enabled: c.Settle.Enabled, Quiet: c.Settle.Quiet.Duration, Rate: int64(c.Settle.Rate)},
+		Cache:  snapshot.Cache{MaxBytes: int64(c.Cache.MaxBytes), Every: c.Cache.Every.Duration},
 		Log:    log,
 	})
 	if err != nil {
@@ -134,9 +134,9 @@ func registryOptions(c *config.Config) registry.Options {
 		HostsDirs: c.Registry.HostsDirs, DockerConfig: c.Registry.DockerConfig, PlainHTTP: c.Registry.PlainHTTP,
 		UserAgent: "lacuna/" + version.String(),
 		Retry: registry.Retry{
-			Attempts: c.Registry.Attempts, Base: time.Duration(c.Registry.Backoff), Max: time.Duration(c.Registry.MaxBackoff),
+			Attempts: c.Registry.Attempts, Base: c.Registry.Backoff.Duration, Max: c.Registry.MaxBackoff.Duration,
 		},
-		Stall:       time.Duration(c.Registry.Stall),
+		Stall:       c.Registry.Stall.Duration,
 		Connections: c.Fetch.Concurrent,
 	}
 }

@@ -14,7 +14,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/lacuna-snapshotter/lacuna/erofs"
-	"github.com/lacuna-snapshotter/lacuna/fetcher"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/cachefiles"
@@ -150,7 +149,7 @@ func (e *indexer) fetchIndexes(ctx context.Context) error {
 	}
 	artifact, err := index.Find(ctx, e.image.Repo, e.image.Manifest.Digest)
 	if errors.Is(err, index.ErrNone) {
-		opts := fetcher.BuildOptions{SpanSize: e.config.Index.SpanSize, Spacing: e.config.Index.Spacing, Grain: e.config.Index.Grain}
+		opts := buildOptions(e.config)
 		return index.CreateImage(ctx, e.image, e.store, opts, nil)
 	}
 	if err != nil {

@@ -101,8 +101,8 @@ func (x *indexSettings) open(ctx context.Context, ref string) (*indexer, error) 
 	r := c.Registry
 	client, err := registry.New(registry.Options{
 		HostsDirs: r.HostsDirs, DockerConfig: r.DockerConfig, PlainHTTP: r.PlainHTTP || x.plainHTTP,
-		Retry: registry.Retry{Attempts: r.Attempts, Base: time.Duration(r.Backoff), Max: time.Duration(r.MaxBackoff)},
-		Stall: time.Duration(r.Stall),
+		Retry: registry.Retry{Attempts: r.Attempts, Base: r.Backoff.Duration, Max: r.MaxBackoff.Duration},
+		Stall: r.Stall.Duration,
 	})
 	if err != nil {
 		return nil, err
@@ -123,7 +123,7 @@ func (x *indexSettings) open(ctx context.Context, ref string) (*indexer, error) 
 }
 
 func (e *indexer) create(cmd *cobra.Command) error {
-	opts := fetcher.BuildOptions{SpanSize: e.config.Index.SpanSize, Spacing: e.config.Index.Spacing, Grain: e.config.Index.Grain}
+	opts := buildOptions(e.config)
 	began := time.Now()
 	err := index.CreateImage(cmd.Context(), e.image, e.store, opts, func(l index.ImageLayer, r io.Reader) io.Reader {
 		bar := newBar(cmd, l.Size, "index "+l.Digest.Encoded()[:12])
@@ -133,6 +133,10 @@ func (e *indexer) create(cmd *cobra.Command) error {
 		return err
 	}
 	return e.report(cmd, "made in "+time.Since(began).Round(time.Millisecond).String())
+}
+
+func buildOptions(c *config.Config) fetcher.BuildOptions {
+	return fetcher.BuildOptions{SpanSize: int64(c.Index.SpanSize), Spacing: int64(c.Index.Spacing), Grain: int64(c.Index.Grain)}
 }
 
 // newBar is a progress bar on a terminal, and silent elsewhere.
