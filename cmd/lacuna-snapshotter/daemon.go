@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"os"
@@ -14,7 +13,6 @@ import (
 	"github.com/containerd/containerd/v2/contrib/snapshotservice"
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
@@ -22,7 +20,6 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/config"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
-	"github.com/lacuna-snapshotter/lacuna/internal/descriptor"
 	"github.com/lacuna-snapshotter/lacuna/internal/version"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/keeper"
@@ -62,6 +59,7 @@ func run(ctx context.Context, c *config.Config) error {
 	if err != nil {
 		return errors.Join(err, keepers.Leave())
 	}
+	defer sockets.unlock()
 	transport, err := openTransport(c, engine, keepers, found, log)
 	if err != nil {
 		return errors.Join(err, sockets.Close())
@@ -104,31 +102,6 @@ func newLogger(c *config.Config) *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, o))
 }
 
-// lockTime is how long a start waits for the lock: a child that a killed daemon
-// was about to execute has it too, until it is executed.
-const lockTime = 5 * time.Second
-
-// lockRoot keeps a second daemon out of the directory.
-func lockRoot(root string) (*os.File, error) {
-	if err := os.MkdirAll(root, 0o711); err != nil {
-		return nil, err
-	}
-	f, err := os.OpenFile(filepath.Join(root, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	for deadline := time.Now().Add(lockTime); ; time.Sleep(20 * time.Millisecond) {
-		err := descriptor.Use(f, func(fd int) error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
-		switch {
-		case err == nil:
-			return f, nil
-		case !errors.Is(err, unix.EAGAIN) || time.Now().After(deadline):
-			f.Close()
-			return nil, fmt.Errorf("another lacuna-snapshotter uses %s: %w", root, err)
-		}
-	}
-}
-
 func registryOptions(c *config.Config) registry.Options {
 	return registry.Options{
 		HostsDirs: c.Registry.HostsDirs, DockerConfig: c.Registry.DockerConfig, PlainHTTP: c.Registry.PlainHTTP,
@@ -159,6 +132,10 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger, on *sockets,
 	})
 	g.Go(func() error {
 		st.report(gctx, healthy)
+		return nil
+	})
+	g.Go(func() error {
+		on.watch(gctx, log)
 		return nil
 	})
 	g.Go(func() error {
