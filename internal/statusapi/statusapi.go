@@ -3,11 +3,6 @@
 package statusapi
 
 import (
-	"context"
-	"encoding/json"
-	"fmt"
-	"net"
-	"net/http"
 	"time"
 
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
@@ -41,27 +36,4 @@ type Status struct {
 type Layers struct {
 	Layers    []snapshot.LayerStatus `json:"layers"`
 	Fallbacks []snapshot.Fallback    `json:"fallbacks"`
-}
-
-// Get asks a daemon for one of its objects, such as "status".
-func Get(ctx context.Context, socket, object string, v any) error {
-	client := http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-		},
-	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://lacuna/v1/"+object, nil)
-	if err != nil {
-		return err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return fmt.Errorf("ask the daemon (is lacuna-snapshotter running?): %w", err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("ask the daemon for %s: status %s", object, resp.Status)
-	}
-	return json.NewDecoder(resp.Body).Decode(v)
 }
