@@ -35,6 +35,9 @@ func run(ctx context.Context, c *config.Config) error {
 		return err
 	}
 	defer lock.Close()
+	if err := checkRoot(c.Root); err != nil {
+		return err
+	}
 
 	client, err := registry.New(registryOptions(c))
 	if err != nil {

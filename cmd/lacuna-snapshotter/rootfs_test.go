@@ -1,0 +1,51 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
+)
+
+func mount(t *testing.T, kind, options string, dirs ...string) string {
+	t.Helper()
+	at := t.TempDir()
+	for _, d := range dirs {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Mount(kind, at, kind, 0, options); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(at, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	return at
+}
+
+func TestRootOnOverlayIsRefused(t *testing.T) {
+	hostcheck.Root(t)
+	memory := mount(t, "tmpfs", "")
+	if err := checkRoot(memory); err != nil {
+		t.Errorf("tmpfs: %v", err)
+	}
+	if left, err := os.ReadDir(memory); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v %v", left, err)
+	}
+	lower, upper, work := filepath.Join(memory, "l"), filepath.Join(memory, "u"), filepath.Join(memory, "w")
+	overlay := mount(t, "overlay", "lowerdir="+lower+",upperdir="+upper+",workdir="+work, lower, upper, work)
+	err := checkRoot(overlay)
+	if err == nil || !strings.Contains(err.Error(), "is on overlayfs") || !strings.Contains(err.Error(), "ext4") {
+		t.Errorf("overlay: %v", err)
+	}
+	if left, err := os.ReadDir(overlay); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v %v", left, err)
+	}
+}
