@@ -88,6 +88,7 @@ func run(ctx context.Context, c *config.Config) error {
 	log.Info("ready to serve", "version", version.String(), "root", c.Root, "transport", transport.Name())
 	err = serve(ctx, c, log, sockets, snapshotter, &status{
 		started: time.Now(), root: c.Root, transport: transport, layers: layers, snapshotter: snapshotter, engine: engine, client: client,
+		cacheLimit: int64(c.Cache.MaxBytes),
 	})
 	log.Info("stopping; mounts stay")
 	// Requests first: a fill needs its blob open until it is answered.

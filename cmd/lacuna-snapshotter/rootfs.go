@@ -34,6 +34,25 @@ func diskOf(dir string) (disk, error) {
 	return disk{kind, int64(st.Blocks) * st.Bsize, int64(st.Bavail) * st.Bsize}, nil
 }
 
+const (
+	// fullBelow is so little room that reads of holes fail, in bytes.
+	fullBelow = 16 << 20
+	// shortBelow is how much must be free for layers to be filled ahead, in percent,
+	// as package snapshot has it.
+	shortBelow = 5
+)
+
+// problem says what want of room means, or nothing.
+func (d disk) problem() string {
+	switch {
+	case d.free < fullBelow:
+		return "the disk of the root is full: what is not there yet cannot be read, containers get EIO"
+	case d.free*100 < d.size*shortBelow:
+		return fmt.Sprintf("less than %d %% of the root's disk is free: layers are not filled ahead", shortBelow)
+	}
+	return ""
+}
+
 // checkRoot fails where containers could not be mounted: overlayfs wants of the
 // file system of its upper directory what not all have.
 func checkRoot(root string) error {

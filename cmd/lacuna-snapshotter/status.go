@@ -28,6 +28,7 @@ type status struct {
 	snapshotter *snapshot.Snapshotter
 	engine      *ondemand.Engine
 	client      *registry.Client
+	cacheLimit  int64
 }
 
 // registryService is the name under which gRPC health tells whether registries
@@ -57,6 +58,9 @@ func (s *status) handler() http.Handler {
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { reply(w, s.status()) })
 	mux.HandleFunc("GET /v1/layers", func(w http.ResponseWriter, _ *http.Request) {
 		layers, fallbacks := s.layers.Status()
+		if fallbacks == nil {
+			fallbacks = []snapshot.Fallback{}
+		}
 		reply(w, statusapi.Layers{Layers: layers, Fallbacks: fallbacks})
 	})
 	r := prometheus.NewRegistry()
@@ -97,7 +101,28 @@ func (s *status) status() statusapi.Status {
 	if st.Unserved, err = s.snapshotter.Unserved(context.Background()); err != nil {
 		st.Problem = "list of layers that were not served: " + err.Error()
 	}
+	if st.Unserved == nil {
+		st.Unserved = []snapshot.Unserved{}
+	}
+	s.look(&st)
 	return st
+}
+
+// look adds what the daemon sees around it.
+func (s *status) look(st *statusapi.Status) {
+	st.CacheLimit, st.PassedOver, st.Problems = s.cacheLimit, []string{}, []string{}
+	for _, reason := range s.transport.passed {
+		st.PassedOver = append(st.PassedOver, reason.Error())
+	}
+	d, err := diskOf(s.root)
+	if err != nil {
+		st.Problems = append(st.Problems, err.Error())
+		return
+	}
+	st.Disk = statusapi.Disk{FileSystem: d.kind, Size: d.size, Free: d.free}
+	if problem := d.problem(); problem != "" {
+		st.Problems = append(st.Problems, problem)
+	}
 }
 
 var (

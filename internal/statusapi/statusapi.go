@@ -19,7 +19,7 @@ type Status struct {
 	Filling      int            `json:"layersFilling"`
 	Complete     int            `json:"layersComplete"`
 	Quarantined  int            `json:"layersQuarantined"`
-	Fallbacks    int            `json:"fallbacks"`
+	Fallbacks    int            `json:"layersFallback"` // left to containerd; Layers lists them
 	BytesFetched int64          `json:"bytesFetched"`
 	Fills        ondemand.Stats `json:"fetches"`
 
@@ -29,7 +29,18 @@ type Status struct {
 	Anchored   bool                `json:"anchored"` // by a process that SIGKILL does not end
 	Registries []registry.Trouble  `json:"registriesInTrouble"`
 	Unserved   []snapshot.Unserved `json:"unserved"`
-	Problem    string              `json:"problem,omitempty"` // of the status itself
+	Disk       Disk                `json:"disk"`
+	CacheLimit int64               `json:"cacheLimit"`           // bytes of disk that layers may take, 0 is no limit
+	PassedOver []string            `json:"transportsPassedOver"` // why each better one was not chosen; known to the daemon that chose
+	Problems   []string            `json:"problems"`             // that somebody should see to
+	Problem    string              `json:"problem,omitempty"`    // of the status itself
+}
+
+// Disk is the file system that the root is on.
+type Disk struct {
+	FileSystem string `json:"fileSystem"`
+	Size       int64  `json:"size"` // bytes
+	Free       int64  `json:"free"`
 }
 
 // Layers lists the layers and those that were left to containerd.
