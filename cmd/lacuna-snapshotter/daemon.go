@@ -20,6 +20,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/config"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
+	"github.com/lacuna-snapshotter/lacuna/internal/liblog"
 	"github.com/lacuna-snapshotter/lacuna/internal/version"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/keeper"
@@ -30,6 +31,7 @@ import (
 // answer what is under way, leave the mounts.
 func run(ctx context.Context, c *config.Config) error {
 	log := newLogger(c)
+	liblog.Redirect(log)
 	lock, err := lockRoot(c.Root)
 	if err != nil {
 		return err
@@ -124,7 +126,7 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger, on *sockets,
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(s))
 	healthy := health.NewServer()
 	grpc_health_v1.RegisterHealthServer(server, healthy)
-	web := &http.Server{Handler: st.handler(), ReadHeaderTimeout: 10 * time.Second}
+	web := &http.Server{Handler: st.handler(), ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
 
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return server.Serve(on.grpc) })

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"runtime"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lacuna-snapshotter/lacuna/config"
+	"github.com/lacuna-snapshotter/lacuna/internal/liblog"
 	"github.com/lacuna-snapshotter/lacuna/internal/version"
 )
 
@@ -39,6 +41,8 @@ func main() {
 // run is the program. With --json an error is an object on stderr, and what there
 // is to tell one on stdout.
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
+	// What libraries have to say besides errors is in those that they return.
+	liblog.Redirect(slog.New(slog.NewTextHandler(errOut, &slog.HandlerOptions{Level: slog.LevelError})))
 	s := &settings{}
 	cmd := command(s)
 	cmd.SetArgs(args)
