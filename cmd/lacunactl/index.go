@@ -50,11 +50,12 @@ func indexCommand(s *settings) *cobra.Command {
 // indexSettings are the flags of the commands about indexes.
 type indexSettings struct {
 	*settings
-	euid               int
-	storeDir, platform string
-	plainHTTP          bool
-	docker, user       string
-	layout             string
+	euid                  int
+	storeDir, platform    string
+	plainHTTP             bool
+	docker, user          string
+	layout                string
+	containerd, namespace string
 }
 
 // imageFlags are for commands that ask a registry for an image.
@@ -65,6 +66,9 @@ func (x *indexSettings) imageFlags(cmd *cobra.Command) {
 	f.StringVar(&x.docker, "docker-config", "", "docker's configuration, file or directory, with credentials (default: $DOCKER_CONFIG; then for root the daemon's registry.docker_config, for others ~/.docker)")
 	f.StringVar(&x.user, "user", "", "name at the registry; the password is asked for, or read from the input")
 	f.StringVar(&x.layout, "oci-layout", "", "read the image from an OCI layout, a directory or a tar of one, and not from the registry")
+	f.StringVar(&x.containerd, "containerd", "", "read the image from the content store of the containerd on this socket, and not from the registry")
+	f.StringVar(&x.namespace, "namespace", "default", "containerd's namespace, k8s.io for Kubernetes")
+	cmd.MarkFlagsMutuallyExclusive("oci-layout", "containerd")
 }
 
 // indexer is an image with the store that its indexes are in.
@@ -135,12 +139,19 @@ func (x *indexSettings) open(cmd *cobra.Command, ref string) (list []*indexer, d
 	}
 	var from index.Content
 	done = func() {}
-	if x.layout != "" {
+	switch {
+	case x.layout != "":
 		layout, err := index.OpenLayout(x.layout, ref)
 		if err != nil {
 			return nil, nil, err
 		}
 		from, done = layout, func() { layout.Close() }
+	case x.containerd != "":
+		c, err := dialContainerd(x.containerd, x.namespace, ref)
+		if err != nil {
+			return nil, nil, err
+		}
+		from, done = c, func() { c.Close() }
 	}
 	r := c.Registry
 	o := registry.Options{

@@ -106,17 +106,17 @@ func (e *indexer) print(out io.Writer, r result) error {
 	var size, total int64
 	for _, r := range r.Layers {
 		if r.Index == 0 {
-			fmt.Fprintf(w, "%s\t%s\t%s\n", r.Layer.Encoded()[:12], bytes(r.Size), r.Note)
+			fmt.Fprintf(w, "%s\t%s\t%s\n", r.Layer.Encoded()[:12], byteCount(r.Size), r.Note)
 			continue
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%s\n", r.Layer.Encoded()[:12], bytes(r.Size), bytes(r.Index), bytes(r.Head), r.Checkpoints, r.Spans, bytes(r.Files))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%s\n", r.Layer.Encoded()[:12], byteCount(r.Size), byteCount(r.Index), byteCount(r.Head), r.Checkpoints, r.Spans, byteCount(r.Files))
 		size, total = size+r.Size, total+r.Index
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
 	if size > 0 {
-		fmt.Fprintf(out, "index: %s for %s of layers, %.2f %%; %s\n", bytes(total), bytes(size), 100*float64(total)/float64(size), r.Note)
+		fmt.Fprintf(out, "index: %s for %s of layers, %.2f %%; %s\n", byteCount(total), byteCount(size), 100*float64(total)/float64(size), r.Note)
 	}
 	if r.Pushed != nil {
 		how := "the registry lists it as a referrer"

@@ -54,7 +54,7 @@ func listCommand(x *indexSettings) *cobra.Command {
 				if s.Note != "" {
 					of = s.Note
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", s.Layer.Encoded()[:12], bytes(s.Size), bytes(s.Index), of)
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", s.Layer.Encoded()[:12], byteCount(s.Size), byteCount(s.Index), of)
 			}
 			return w.Flush()
 		},

@@ -130,8 +130,8 @@ func printJSON(w io.Writer, v any) error {
 	return e.Encode(v)
 }
 
-// bytes prints a size as people read it.
-func bytes(n int64) string {
+// byteCount prints a size as people read it.
+func byteCount(n int64) string {
 	const k = 1000
 	switch {
 	case n < 10*k:

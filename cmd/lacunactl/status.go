@@ -57,12 +57,12 @@ func printStatus(out io.Writer, st *statusapi.Status, now time.Time) {
 	fmt.Fprintf(out, "layers       %d filling, %d complete, %d evicted, %d quarantined\n", st.Filling, st.Complete, st.Evicted, st.Quarantined)
 	limit := ""
 	if st.CacheLimit > 0 {
-		limit = " of at most " + bytes(st.CacheLimit)
+		limit = " of at most " + byteCount(st.CacheLimit)
 	}
-	fmt.Fprintf(out, "disk         %s%s; %s of %s free, %s\n", bytes(st.Allocated), limit, bytes(st.Disk.Free), bytes(st.Disk.Size), st.Disk.FileSystem)
+	fmt.Fprintf(out, "disk         %s%s; %s of %s free, %s\n", byteCount(st.Allocated), limit, byteCount(st.Disk.Free), byteCount(st.Disk.Size), st.Disk.FileSystem)
 	fmt.Fprintf(out, "fallbacks    %d\n", st.Fallbacks)
 	fmt.Fprintf(out, "fetched      %s in %d fetches for readers and %d ahead, %d failed\n",
-		bytes(st.BytesFetched), st.Fills.Demand, st.Fills.Ahead, st.Fills.Failed)
+		byteCount(st.BytesFetched), st.Fills.Demand, st.Fills.Ahead, st.Fills.Failed)
 	for _, p := range st.Problems {
 		fmt.Fprintf(out, "\nproblem: %s\n", p)
 	}
@@ -102,7 +102,7 @@ func layersCommand(s *settings) *cobra.Command {
 			w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 			fmt.Fprintln(w, "LAYER\tSTATE\tFILLED\tFILES\tDISK\tIMAGE")
 			for _, l := range list.Layers {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", l.Layer.Encoded()[:12], l.State, bytes(l.Filled), bytes(l.BlobSize), bytes(l.Allocated), l.Ref)
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", l.Layer.Encoded()[:12], l.State, byteCount(l.Filled), byteCount(l.BlobSize), byteCount(l.Allocated), l.Ref)
 			}
 			if err := w.Flush(); err != nil {
 				return err
