@@ -41,6 +41,9 @@ func run(ctx context.Context, c *config.Config) error {
 		return err
 	}
 
+	for _, doubt := range doubts(c) {
+		log.Warn("this will go wrong", "reason", doubt)
+	}
 	client, err := registry.New(registryOptions(c))
 	if err != nil {
 		return err

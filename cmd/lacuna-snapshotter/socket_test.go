@@ -290,7 +290,7 @@ func TestSocketsAreRoots(t *testing.T) {
 			}
 		}
 	}()
-	for range 1000 {
+	for range 300 {
 		s, err := openSocket(path, "/r", &keeping{}, nil)
 		if err != nil {
 			t.Error(err)
