@@ -32,6 +32,8 @@ const (
 var errPartial = errors.New("some layers have no index")
 
 func main() {
+	// What libraries have to say besides errors is in those that they return.
+	liblog.Redirect(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})))
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	status := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 	stop()
@@ -41,8 +43,6 @@ func main() {
 // run is the program. With --json an error is an object on stderr, and what there
 // is to tell one on stdout.
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
-	// What libraries have to say besides errors is in those that they return.
-	liblog.Redirect(slog.New(slog.NewTextHandler(errOut, &slog.HandlerOptions{Level: slog.LevelError})))
 	s := &settings{}
 	cmd := command(s)
 	cmd.SetArgs(args)

@@ -113,7 +113,7 @@ func layersCommand(s *settings) *cobra.Command {
 				}
 			}
 			for _, f := range list.Fallbacks {
-				fmt.Fprintf(out, "\n%s of %s was left to containerd at %s: %s\n", f.Layer.Encoded()[:12], f.Ref, f.Time.Format("2006-01-02 15:04:05 MST"), f.Reason)
+				fmt.Fprintf(out, "\n%s of %s was left to containerd: %s (%s)\n", f.Layer.Encoded()[:12], f.Ref, f.Reason, f.Time.Format("2006-01-02 15:04:05 MST"))
 			}
 			return nil
 		},
