@@ -41,6 +41,7 @@ type transport struct {
 	ondemand.Transport
 	adopted bool     // it serves the mounts of an earlier daemon
 	labels  []string // of what a takeover needs
+	passed  []error  // why each that comes before it in "auto" was not chosen
 	keepers *keeper.Set
 	log     *slog.Logger
 }
@@ -128,7 +129,10 @@ func openTransport(c *config.Config, engine *ondemand.Engine, set *keeper.Set, f
 			continue
 		}
 		if t.Transport, err = o.open(c, engine, t, nil); err == nil {
-			t.labels = o.labels
+			t.labels, t.passed = o.labels, reasons
+			for _, reason := range reasons {
+				log.Info("passed over a transport", "chosen", o.name, "reason", reason)
+			}
 			return t, nil
 		}
 		reasons = append(reasons, fmt.Errorf("transport %s cannot be used: %w", o.name, err))

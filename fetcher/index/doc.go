@@ -34,6 +34,17 @@
 // A version that cannot be read gets another magic. Golden files in testdata
 // hold the format still.
 //
+// # Store
+//
+// A [Store] is a directory with, for a layer sha256:D,
+//
+//	sha256-D.index           the index, or the head of one from a registry, and then
+//	sha256-D.index.source    where its windows are to be had
+//	sha256-D.dense-S-C-G     the dense index that it was thinned from, made with these
+//	                         sizes of spans, checkpoints and stops; never used or pushed
+//	sha256-D.prediction      of an image, by its manifest's digest
+//	.making-*                a file in the making, locked by whoever makes it
+//
 // # Trust
 //
 // A manifest is read by digest, its annotation covers the head, the head covers

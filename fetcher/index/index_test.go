@@ -15,7 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/containerd/platforms"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -30,7 +29,7 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-func create(t testing.TB, packed []byte, opts fetcher.BuildOptions) (*Head, string) {
+func createIndex(t testing.TB, packed []byte, opts fetcher.BuildOptions) (*Head, string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "index")
 	h, _, err := Create(t.Context(), bytes.NewReader(packed), path, opts, Expect{})
@@ -42,7 +41,7 @@ func create(t testing.TB, packed []byte, opts fetcher.BuildOptions) (*Head, stri
 
 func TestRoundTrip(t *testing.T) {
 	packed := layertest.Gzip(t, layertest.Tar(t, 60, 1))
-	h, path := create(t, packed, fetcher.BuildOptions{Spacing: 64 << 10})
+	h, path := createIndex(t, packed, fetcher.BuildOptions{Spacing: 64 << 10})
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -60,7 +59,7 @@ func TestRoundTrip(t *testing.T) {
 	if err := erofs.Check(got.Bootstrap, got.Map.BlobSize); err != nil {
 		t.Error(err)
 	}
-	_, again := create(t, packed, fetcher.BuildOptions{Spacing: 64 << 10})
+	_, again := createIndex(t, packed, fetcher.BuildOptions{Spacing: 64 << 10})
 	if second, _ := os.ReadFile(again); !bytes.Equal(b, second) {
 		t.Error("two runs gave different indexes")
 	}
@@ -86,7 +85,7 @@ func TestRoundTrip(t *testing.T) {
 func TestGolden(t *testing.T) {
 	golden, want := "testdata/layer.index", "testdata/layer.json"
 	if *update {
-		h, path := create(t, layertest.Gzip(t, layertest.Tar(t, 5, 9)), fetcher.BuildOptions{Spacing: 64 << 10, SpanSize: 64 << 10})
+		h, path := createIndex(t, layertest.Gzip(t, layertest.Tar(t, 5, 9)), fetcher.BuildOptions{Spacing: 64 << 10, SpanSize: 64 << 10})
 		b, _ := os.ReadFile(path)
 		j, _ := json.MarshalIndent(h.Map, "", " ")
 		for name, data := range map[string][]byte{golden: b, want: j} {
@@ -125,7 +124,7 @@ func TestCreateChecksTheLayer(t *testing.T) {
 }
 
 func TestDecodeRefuses(t *testing.T) {
-	_, path := create(t, layertest.Gzip(t, layertest.Tar(t, 20, 1)), fetcher.BuildOptions{})
+	_, path := createIndex(t, layertest.Gzip(t, layertest.Tar(t, 20, 1)), fetcher.BuildOptions{})
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -152,7 +151,7 @@ func TestStore(t *testing.T) {
 	if _, err := s.Head(layer); !errors.Is(err, ErrNone) {
 		t.Fatal(err)
 	}
-	_, path := create(t, packed, fetcher.BuildOptions{})
+	_, path := createIndex(t, packed, fetcher.BuildOptions{})
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -187,7 +186,7 @@ func TestStore(t *testing.T) {
 
 func TestWindowsFromRemote(t *testing.T) {
 	packed := layertest.Gzip(t, layertest.Tar(t, 100, 1))
-	h, path := create(t, packed, fetcher.BuildOptions{Spacing: 64 << 10})
+	h, path := createIndex(t, packed, fetcher.BuildOptions{Spacing: 64 << 10})
 	all, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -278,19 +277,20 @@ func TestImageToArtifactAndBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	image, err := ResolveImage(t.Context(), client, reg.Ref("latest"), platforms.All)
+	images, err := ResolveImages(t.Context(), client, nil, reg.Ref("latest"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
+	image := images[0]
 	store, err := OpenStore(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
 	watched := 0
-	err = CreateImage(t.Context(), image, store, fetcher.BuildOptions{}, func(_ ImageLayer, r io.Reader) io.Reader {
+	_, err = CreateImage(t.Context(), image, store, CreateOptions{Watch: func(_ ImageLayer, r io.Reader) io.Reader {
 		watched++
 		return r
-	})
+	}})
 	if err != nil || watched != 2 {
 		t.Fatal(watched, err)
 	}
@@ -410,7 +410,12 @@ func TestThin(t *testing.T) {
 	}
 	n := dense.Map.Spans()
 	runs := []Run{{n / 5, n/5 + 1}, {n / 2, n/2 + 3}, {n - 2, n}}
-	if err := thin(store, layer, runs, fetcher.DefaultSpacing); err != nil {
+	f, head, err := store.open(layer, store.Path(layer))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := thin(&made{head: head, file: f}, nil, store.Path(layer), runs, fetcher.DefaultSpacing); err != nil {
 		t.Fatal(err)
 	}
 	h, err := store.Head(layer)
@@ -433,7 +438,7 @@ func TestThin(t *testing.T) {
 }
 
 func FuzzDecodeHead(f *testing.F) {
-	_, path := create(f, layertest.Gzip(f, layertest.Tar(f, 3, 1)), fetcher.BuildOptions{Spacing: 64 << 10})
+	_, path := createIndex(f, layertest.Gzip(f, layertest.Tar(f, 3, 1)), fetcher.BuildOptions{Spacing: 64 << 10})
 	b, err := os.ReadFile(path)
 	if err != nil {
 		f.Fatal(err)
@@ -454,7 +459,7 @@ func FuzzDecodeHead(f *testing.F) {
 
 // FuzzMap gets behind zstd: decode, encode, decode is a fixed point.
 func FuzzMap(f *testing.F) {
-	h, _ := create(f, layertest.Gzip(f, layertest.Tar(f, 3, 1)), fetcher.BuildOptions{Spacing: 64 << 10})
+	h, _ := createIndex(f, layertest.Gzip(f, layertest.Tar(f, 3, 1)), fetcher.BuildOptions{Spacing: 64 << 10})
 	f.Add(encodeMap(h))
 	f.Add(repeated(mapBytes(1<<40, 1<<40, 1<<40, 4096, 4096), 20, 0, 0, 1))
 	f.Add(repeated(repeated(mapBytes(1<<40, 1<<40, 1<<40, 4096, 4096), 0), 20, 1, 1))
@@ -496,7 +501,7 @@ func TestLayerFromLiars(t *testing.T) {
 		t.Fatal(err)
 	}
 	packed := layertest.Gzip(t, layertest.Tar(t, 100, 1))
-	h, path := create(t, packed, fetcher.BuildOptions{Spacing: 64 << 10})
+	h, path := createIndex(t, packed, fetcher.BuildOptions{Spacing: 64 << 10})
 	all, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)

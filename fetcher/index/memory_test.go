@@ -108,7 +108,7 @@ func TestHeadsShareMemory(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer enc.Close()
-	h, _ := create(t, layertest.Gzip(t, layertest.Tar(t, 3, 1)), fetcher.BuildOptions{})
+	h, _ := createIndex(t, layertest.Gzip(t, layertest.Tar(t, 3, 1)), fetcher.BuildOptions{})
 	b := encodeHead(h, enc)
 	synctest.Test(t, func(t *testing.T) {
 		release := takeMemory(2 * decodeMemory) // more than there is: all of it
