@@ -203,7 +203,7 @@ func TestMissingKeeperIsTriedAgain(t *testing.T) {
 	}
 	keep(t, s, "w", w)
 	for i := range 2 {
-		if err := os.RemoveAll(s.socket(i)); err != nil {
+		if err := os.Remove(filepath.Join(s.socket(i), "something")); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -236,7 +236,7 @@ func TestLeaveWhileAKeeperIsMissing(t *testing.T) {
 	if n := s.Alive(); n != 1 {
 		t.Errorf("%d keepers are alive, of 2 one is missing", n)
 	}
-	if err := os.RemoveAll(socket); err != nil {
+	if err := os.Remove(filepath.Join(socket, "something")); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.End(); err != nil {
