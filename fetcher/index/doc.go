@@ -55,7 +55,10 @@
 //
 // # Concurrency and failure
 //
-// Decoding bounds every count by the bytes that are there before it allocates,
-// and fails with [ErrFormat]. A [Store] may be used from many goroutines and
+// Decoding bounds every count by the bytes that are there and by the layer's sizes
+// before it allocates, and fails with [ErrFormat]. What a head takes is at most 24
+// MiB and 32 times its own length, and all heads of the process share 256 MiB while
+// they decode. Layers of an artifact that have types of later versions are passed
+// over. A [Store] may be used from many goroutines and
 // processes: files appear by rename.
 package index

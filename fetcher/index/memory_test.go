@@ -1,6 +1,7 @@
 package index
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -28,11 +29,7 @@ func mapBytes(packed, stream, blob, span, grain uint64) []byte {
 
 // repeated appends a table of n items.
 func repeated(b []byte, n int, item ...byte) []byte {
-	b = binary.AppendUvarint(b, uint64(n))
-	for range n {
-		b = append(b, item...)
-	}
-	return b
+	return append(binary.AppendUvarint(b, uint64(n)), bytes.Repeat(item, n)...)
 }
 
 // fixed is the fixed part of a head, and bytes of zeros behind it.
