@@ -45,7 +45,7 @@ func run(ctx context.Context, c *config.Config) error {
 	for _, doubt := range doubts(c) {
 		log.Warn("this will go wrong", "reason", doubt)
 	}
-	client, err := registry.New(registryOptions(c))
+	client, err := registry.New(registryOptions(c, log))
 	if err != nil {
 		return err
 	}
@@ -112,7 +112,7 @@ func newLogger(c *config.Config) *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, o))
 }
 
-func registryOptions(c *config.Config) registry.Options {
+func registryOptions(c *config.Config, log *slog.Logger) registry.Options {
 	return registry.Options{
 		HostsDirs: c.Registry.HostsDirs, DockerConfig: c.Registry.DockerConfig, PlainHTTP: c.Registry.PlainHTTP,
 		UserAgent: "lacuna/" + version.String(),
@@ -122,6 +122,13 @@ func registryOptions(c *config.Config) registry.Options {
 		},
 		Stall:       c.Registry.Stall.Duration,
 		Connections: c.Fetch.Concurrent,
+		Notify: func(t registry.Trouble, over bool) {
+			if over {
+				log.Info("a registry answers again", "registry", t.Registry, "since", t.Since)
+				return
+			}
+			log.Warn("a registry does not answer as it should; its readers wait", "registry", t.Registry, "error", t.Error)
+		},
 	}
 }
 
