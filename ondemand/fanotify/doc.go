@@ -41,7 +41,8 @@
 //     So the numbers of a dead daemon's events are reserved, each until those are
 //     answered, which may take as long as a registry is down. A number that was ours
 //     when we started cannot be: an event of a reader that gets it waits, one of our
-//     own writes has the dead events fail, since their fill may wait for it.
+//     own writes waits a little and then has the dead events fail, since their fill may be
+//     what wrote.
 //
 //   - A fill's event comes behind those of all readers that wait, so the loop reads on
 //     however many do: the journal grows.

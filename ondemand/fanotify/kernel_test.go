@@ -172,6 +172,12 @@ func TestKilledWithFullJournal(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		// Events get numbers that the next daemon has not in use.
+		for range 300 {
+			if _, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
 		src := &letters{}
 		src.stuck.Store(true)
 		s, _ := serveFile(t, os.NewFile(3, "group"), j, path, src)

@@ -278,14 +278,14 @@ func TestOwnWriteWithADeadNumber(t *testing.T) {
 	s.Recover()
 	s.take(event{fd: int32(fd), pid: s.self}) // which closes it
 	expect(t, kernel, answer(int32(fd), unix.EIO), answer(int32(fd), 0))
+	s.cancel()
+	s.work.Wait()
 	if _, found := j.Left().Slots[slot]; found {
 		t.Error("the dead event would be answered again, in place of a later one")
 	}
 	if isOpen(fd) {
 		t.Error("the event's descriptor is left open")
 	}
-	s.cancel()
-	s.work.Wait()
 }
 
 // TestNumberAboveTheLimit has an event of a daemon that could have more files open.

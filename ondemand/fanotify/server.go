@@ -105,14 +105,16 @@ func (s *Server) leaving() bool {
 	return s.draining
 }
 
-// goDo does work that Drain and Close wait for. Once we are leaving it does
-// nothing.
-func (s *Server) goDo(f func()) {
+// goDo starts work that Drain and Close wait for. Once we are leaving it starts none
+// and returns false.
+func (s *Server) goDo(f func()) bool {
 	s.taking.Lock()
 	defer s.taking.Unlock()
-	if !s.draining {
-		s.work.Go(f)
+	if s.draining {
+		return false
 	}
+	s.work.Go(f)
+	return true
 }
 
 // read is the loop. It never fills itself: a fill's own write may raise an
@@ -167,12 +169,10 @@ func (s *Server) take(e event) {
 		return
 	}
 	dead := s.numbers[e.fd]
-	if e.pid == s.self { // a fill's write, which must not wait for any fill
-		if dead != nil {
-			s.settle(e.fd, dead, unix.EIO) // its readers fail: they came before
+	if e.pid == s.self { // a fill's write, which must not wait for fills
+		if dead == nil || !s.goDo(func() { s.allow(e, dead, patience) }) {
+			s.allow(e, dead, 0)
 		}
-		s.answer(e, 0)
-		s.closeFile(e)
 		return
 	}
 	var st unix.Stat_t
@@ -191,6 +191,26 @@ func (s *Server) take(e event) {
 		return
 	}
 	s.goDo(func() { s.serve(e, identity(&st), slot, dead) })
+}
+
+// patience is how long a write of ours that has got the number of dead events waits
+// for their fill, before they fail: it may be that fill's write itself.
+const patience = time.Second
+
+// allow has a write of ours go on, behind dead events.
+func (s *Server) allow(e event, dead *number, most time.Duration) {
+	if dead != nil {
+		late := time.NewTimer(most)
+		defer late.Stop()
+		select {
+		case <-dead.settled:
+		case <-late.C:
+		case <-s.ctx.Done():
+		}
+		s.settle(e.fd, dead, unix.EIO) // unless it is
+	}
+	s.answer(e, 0)
+	s.closeFile(e)
 }
 
 // serve brings an event's range and answers. The event of a number that dead
