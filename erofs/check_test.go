@@ -98,7 +98,7 @@ func interpret(image, blob []byte) (map[string]seen, error) {
 	return all, err
 }
 
-var checkEvery = flag.Int("check.every", 20, "mount every one of so many changed bootstraps that Check accepts")
+var checkEvery = flag.Int("check.every", 40, "mount every one of so many changed bootstraps that Check accepts")
 
 // Whatever one byte of a bootstrap is changed to, Check refuses it or the kernel
 // sees what Walk sees.

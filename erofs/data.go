@@ -136,6 +136,7 @@ type tarSource struct {
 
 	capturing bool
 	headers   []byte
+	skipped   [8 << 10]byte // of no use to anybody
 }
 
 // maxHeaders is more than the special entries that archive/tar itself accepts,
@@ -198,6 +199,10 @@ func (c *content) Read(p []byte) (int, error) {
 }
 
 func (c *content) drain() error {
-	_, err := io.Copy(io.Discard, c)
-	return err
+	for c.left > 0 {
+		if _, err := c.Read(c.src.skipped[:]); err != nil {
+			return err
+		}
+	}
+	return nil
 }

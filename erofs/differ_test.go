@@ -22,7 +22,7 @@ import (
 )
 
 var (
-	differCount = flag.Int("differ.count", 300, "random tars that TestRandomTars compares with containerd")
+	differCount = flag.Int("differ.count", 200, "random tars that TestRandomTars compares with containerd")
 	differSeed  = flag.Uint64("differ.seed", 1, "seed of the first of them")
 )
 

@@ -86,8 +86,10 @@ func TestSparseSizes(t *testing.T) {
 		"8 TiB and one": {sparse{records: hugeSparse("8796093022209")}.tar(), ErrInvalid},
 		"negative":      {sparse{records: hugeSparse("-1")}.tar(), tar.ErrHeader},
 		"old GNU":       {old.end(), ErrInvalid},
-		"data at both ends of 8 TiB": {sparse{records: []string{"GNU.sparse.map", "0,2,8796093022200,2", "GNU.sparse.numblocks", "2",
-			"GNU.sparse.size", "8796093022208"}, stored: "data"}.tar(), nil},
+		"data at both ends of 8 TiB": {sparse{records: []string{
+			"GNU.sparse.map", "0,2,8796093022200,2", "GNU.sparse.numblocks", "2",
+			"GNU.sparse.size", "8796093022208",
+		}, stored: "data"}.tar(), nil},
 		"a little data all over 8 TiB": {manyRuns(1000, 8<<40/1000), ErrUnsupported},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -3,6 +3,7 @@ package erofs
 import (
 	"archive/tar"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -39,7 +40,7 @@ func ReadTar(ctx context.Context, r io.Reader, opts Options) (*Tree, error) {
 		}
 		src.startHeaders()
 		h, err := tr.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return t, t.finish()
 		}
 		if err != nil {

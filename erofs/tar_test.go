@@ -595,4 +595,3 @@ func TestOneChunkIndexPerFile(t *testing.T) {
 		t.Error(err)
 	}
 }
-
