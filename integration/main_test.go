@@ -175,7 +175,7 @@ func (p *parts) forget(t *testing.T) {
 			}
 		}
 	}
-	if err := harness.WaitUnmounted(p.daemon.Root+"/m", 1); err != nil { // pause's may stay
+	if err := harness.WaitUnmounted(p.daemon.Root+"/snapshots/m", 1); err != nil { // pause's may stay
 		t.Fatal(err)
 	}
 }
