@@ -262,10 +262,9 @@ func owners(t *testing.T, mounts []mount.Mount) string {
 	return b.String()
 }
 
-// Together they make containerd shorten the mount's options.
 const (
-	pieces = 130 // of a mapping
-	deep   = 40  // unpacked layers
+	pieces = 20 // of a mapping
+	deep   = 20 // unpacked layers
 )
 
 // usernsMappings move all IDs by so much.
