@@ -90,6 +90,7 @@ func (p *parts) start(ctx context.Context) (err error) {
 	if p.env, err = harness.New(filepath.Join(top, ".cache", "bin")); err != nil {
 		return err
 	}
+	p.env.Capabilities = []string{"remap-ids"} // as README says
 	images := filepath.Join(top, "integration", "images")
 	p.image, err = harness.BuildImage(ctx, p.env, filepath.Join(images, "build.sh"), filepath.Join(top, ".cache", "images"),
 		"numpy", filepath.Join(images, "numpy"), "python3", "python3-numpy")
@@ -175,7 +176,7 @@ func (p *parts) forget(t *testing.T) {
 			}
 		}
 	}
-	if err := harness.WaitUnmounted(p.daemon.Root+"/m", 1); err != nil { // pause's may stay
+	if err := harness.WaitUnmounted(p.daemon.Root+"/snapshots/m", 1); err != nil { // pause's may stay
 		t.Fatal(err)
 	}
 }

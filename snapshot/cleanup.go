@@ -30,7 +30,7 @@ func (s *Snapshotter) discardStale(ctx context.Context) error {
 		}
 		var errs []error
 		for _, e := range entries {
-			if _, ok := ids[e.Name()]; !ok {
+			if _, ok := ids[e.Name()]; !ok && e.Name() != mountsName {
 				errs = append(errs, s.layers.dirs.discard(s.dir(e.Name())))
 			}
 		}

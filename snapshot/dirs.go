@@ -12,11 +12,16 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/erofs"
 )
 
-// Directories below the root.
+// Directories below the root. Whatever an overlay may have as a lower directory
+// is below snapshots: for a user namespace containerd clones the directory that
+// they have in common with all mounts in it, and maps each of these, which a mount of
+// a transport's below the root may refuse as FUSE does
+// (core/mount/mount_linux.go, doPrepareIDMappedOverlay).
 const (
 	snapshotsDir = "snapshots"
+	mountsDir    = snapshotsDir + "/" + mountsName
+	mountsName   = "m" // never a snapshot's ID, which is a number
 	layersDir    = "layers"
-	mountsDir    = "m"
 	newDir       = "new"
 	trashDir     = "trash"
 )

@@ -14,9 +14,9 @@
 //	<root>/metadata.db          names, parents, labels: core/snapshots/storage
 //	<root>/snapshots/<id>/      fs and work of an ordinary snapshot
 //	<root>/layers/<name>/       what a Layer keeps on disk: see files.go
-//	<root>/m/<hex>/             its mountpoint; a small directory with short
-//	                            names, for overlay's option limit and because
-//	                            containerd clones it for id-mapped mounts
+//	<root>/snapshots/m/<hex>/   its mountpoint; short, for overlay's option limit.
+//	                            For id-mapped mounts containerd clones what the
+//	                            lower directories have in common: snapshots or m
 //	<root>/new/                 directories that are being made
 //	<root>/trash/               directories that nothing refers to any more
 //	<root>/index/               the store of layer indexes

@@ -1,12 +1,22 @@
 package snapshot
 
 import (
+	"errors"
 	"fmt"
-	"os"
+	"slices"
+	"strconv"
 	"strings"
-	"syscall"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+)
+
+// Bounds that the kernel has for a user namespace's mapping. What passes here, the
+// kernel takes.
+const (
+	maxRanges  = 340       // UID_GID_MAP_MAX_EXTENTS, include/linux/user_namespace.h
+	maxMapping = 4096 - 2  // bytes: with a newline it must be less than a page (map_write, kernel/user_namespace.c)
+	noID       = 1<<32 - 1 // (uid_t)-1, which is nobody
 )
 
 // mapping is the mapping of a user namespace, of a snapshot's labels: for user and
@@ -14,86 +24,150 @@ import (
 // (containerd/internal/userns, IDMap.Marshal).
 type mapping struct {
 	uidLabel, gidLabel string
-	uids, gids         []idRange
+	uids, gids         ranges
 }
 
-type idRange struct{ container, host, size int64 }
+type ranges []idRange
 
-// parseMapping reads the labels. ok is false where there are none.
-func parseMapping(labels map[string]string) (m mapping, ok bool) {
-	uid, hasUID := labels[snapshots.LabelSnapshotUIDMapping]
-	gid, hasGID := labels[snapshots.LabelSnapshotGIDMapping]
-	if !hasUID || !hasGID {
-		return m, false
+// idRange maps the IDs [container, container+size) to [host, host+size). Its
+// ends are at most noID.
+type idRange struct{ container, host, size uint64 }
+
+// parseMapping reads the labels. It returns nil where there are none, or two empty
+// ones, which are the mapping of nothing. Labels that make no user namespace with a
+// root are errdefs.ErrInvalidArgument.
+func parseMapping(labels map[string]string) (*mapping, error) {
+	uid, gid := labels[snapshots.LabelSnapshotUIDMapping], labels[snapshots.LabelSnapshotGIDMapping]
+	if uid == "" && gid == "" {
+		return nil, nil
 	}
-	return mapping{uid, gid, parseRanges(uid), parseRanges(gid)}, true
+	m := &mapping{uidLabel: uid, gidLabel: gid}
+	var err error
+	if m.uids, err = parseRanges(uid); err != nil {
+		return nil, badLabel(snapshots.LabelSnapshotUIDMapping, uid, err)
+	}
+	if m.gids, err = parseRanges(gid); err != nil {
+		return nil, badLabel(snapshots.LabelSnapshotGIDMapping, gid, err)
+	}
+	return m, nil
 }
 
-func parseRanges(s string) (list []idRange) {
-	for part := range strings.SplitSeq(s, ",") {
-		var r idRange
-		if _, err := fmt.Sscanf(part, "%d:%d:%d", &r.container, &r.host, &r.size); err == nil {
-			list = append(list, r)
+func badLabel(name, value string, err error) error {
+	const enough = 100 // bytes of a hostile label
+	if len(value) > enough {
+		value = value[:enough] + "..."
+	}
+	return fmt.Errorf("label %s=%q: %w: %w", name, value, err, errdefs.ErrInvalidArgument)
+}
+
+func parseRanges(label string) (ranges, error) {
+	if label == "" {
+		// containerd mounts unmapped then (core/mount/mount_linux.go).
+		return nil, errors.New("empty or missing, beside a mapping of the other kind of ID")
+	}
+	parts := strings.Count(label, ",") + 1
+	if len(label) > maxMapping || parts > maxRanges {
+		return nil, fmt.Errorf("%d ranges in %d bytes: the kernel takes %d in %d", parts, len(label), maxRanges, maxMapping)
+	}
+	list := make(ranges, 0, parts)
+	for part := range strings.SplitSeq(label, ",") {
+		r, err := parseRange(part)
+		if err != nil {
+			return nil, err
+		}
+		for _, other := range list {
+			if overlap(r.container, other.container, r.size, other.size) || overlap(r.host, other.host, r.size, other.size) {
+				return nil, fmt.Errorf("range %q overlaps another", part)
+			}
+		}
+		list = append(list, r)
+	}
+	if _, ok := list.toHost(0); !ok {
+		return nil, errors.New("ID 0 is not mapped")
+	}
+	return list, nil
+}
+
+func parseRange(s string) (r idRange, err error) {
+	fields := strings.Split(s, ":")
+	if len(fields) != 3 {
+		return r, fmt.Errorf("range %q is not container:host:size", s)
+	}
+	for i, to := range []*uint64{&r.container, &r.host, &r.size} {
+		if *to, err = strconv.ParseUint(fields[i], 10, 32); err != nil {
+			return r, fmt.Errorf("range %q: %q is not a number below 2^32", s, fields[i])
 		}
 	}
-	return list
+	if r.size == 0 || r.container+r.size > noID || r.host+r.size > noID {
+		return r, fmt.Errorf("range %q is empty, or goes beyond ID %d", s, noID-1)
+	}
+	return r, nil
 }
+
+func overlap(a, b, sizeA, sizeB uint64) bool { return a < b+sizeB && b < a+sizeA }
 
 // toHost maps an ID of the container.
-func toHost(list []idRange, id int64) (int64, error) {
+func (list ranges) toHost(id uint64) (host uint64, ok bool) {
 	for _, r := range list {
-		if r.container <= id && id-r.container < r.size {
-			return r.host + id - r.container, nil
+		if r.container <= id && id < r.container+r.size {
+			return r.host + id - r.container, true
 		}
 	}
-	return 0, fmt.Errorf("ID %d is not in the snapshot's mapping", id)
+	return 0, false
 }
 
 // root is the owner, on the host, of what root in the container owns.
-func (m mapping) root() (uid, gid int, err error) {
-	u, err := toHost(m.uids, 0)
-	if err != nil {
-		return 0, 0, err
-	}
-	g, err := toHost(m.gids, 0)
-	return int(u), int(g), err
+func (m *mapping) root() (uid, gid int) {
+	u, _ := m.uids.toHost(0)
+	g, _ := m.gids.toHost(0)
+	return int(u), int(g)
 }
 
-// options are those by which containerd mounts the lower directories, or the bound
-// one, mapped (core/mount/mount_linux.go).
-func (m mapping) options() []string { return []string{"uidmap=" + m.uidLabel, "gidmap=" + m.gidLabel} }
-
-// needed reports whether mounts must be mapped. The labels do not say: where the
-// configuration of containerd's proxy plugin lacks the capability remap-ids, its
-// client has made a parent in which every file has its owner on the host already
-// (client/snapshotter_opts_unix.go), and mapping that again would be wrong. So
-// the nearest parent's root directory is asked. A directory without parents
-// belongs to the container's root on the host from the beginning.
-func (m mapping) needed(lowers []string) (bool, error) {
-	if len(lowers) == 0 {
-		return false, nil
-	}
-	uid, _, err := owner(lowers[0])
-	if err != nil {
-		return false, err
-	}
-	for _, r := range m.uids {
-		if r.host <= int64(uid) && int64(uid)-r.host < r.size {
-			return r.container == r.host, nil
-		}
-	}
-	return true, nil
+// identity reports whether every ID that is mapped stays what it is.
+func (m *mapping) identity() bool {
+	moves := func(r idRange) bool { return r.container != r.host }
+	return !slices.ContainsFunc(m.uids, moves) && !slices.ContainsFunc(m.gids, moves)
 }
 
-// owner returns who owns a directory.
-func owner(path string) (uid, gid int, err error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return 0, 0, err
+// options are those by which containerd mounts lower directories mapped
+// (core/mount/mount_linux.go).
+func (m *mapping) options() []string {
+	return []string{"uidmap=" + m.uidLabel, "gidmap=" + m.gidLabel}
+}
+
+// mapped returns the options of a snapshot's mount by which its parents' files
+// belong to whom they belong to in the container. There are none where nothing is
+// mapped, where the files are mapped already, and without parents: the snapshot's
+// own directory has its owner on the host from the beginning.
+func (c chain) mapped() ([]string, error) {
+	m, err := parseMapping(c[0].info.Labels)
+	parents := c[1:]
+	if err != nil || m == nil || m.identity() || len(parents) == 0 {
+		return nil, err
 	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return 0, 0, fmt.Errorf("stat %s: unexpected type", path)
+	if slices.ContainsFunc(parents, func(of link) bool { return of.info.Labels[labelRemapped] != "" }) {
+		return nil, nil
 	}
-	return int(st.Uid), int(st.Gid), nil
+	return m.options(), nil
+}
+
+// isRemapped reports whether the files of a snapshot that is committed, and its
+// parents', have their owners on the host already. So it is where the configuration
+// of containerd's proxy plugin lacks the capability remap-ids: containerd's
+// client makes a parent and changes the owner of each file in it
+// (client/snapshotter_opts_unix.go, and container_opts_unix.go), of which the
+// labels of the container's snapshot do not tell. It prepares that parent under
+// its name with "-remap" behind, in containerd 1 and 2. Owners do not tell it: a
+// mapping may leave root as it is.
+func isRemapped(name, key string) bool {
+	return clientKey(key) == clientKey(name)+"-remap"
+}
+
+// clientKey is what a client calls a snapshot that containerd's metadata store
+// calls namespace/number/key (core/metadata/snapshot.go, createKey).
+func clientKey(s string) string {
+	if parts := strings.SplitN(s, "/", 3); len(parts) == 3 {
+		return parts[2]
+	}
+	return s
 }

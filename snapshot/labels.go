@@ -19,6 +19,10 @@ const (
 	labelManifest = "lacuna/manifest"
 )
 
+// labelRemapped is on an ordinary committed snapshot whose files have their owners
+// on the host: see isRemapped. It is ours like those above.
+const labelRemapped = "lacuna/remapped"
+
 // Target is a layer as an image pull names it.
 type Target struct {
 	Ref      string        // image reference
@@ -71,6 +75,14 @@ func ordinary(info *snapshots.Info) error {
 	return nil
 }
 
+// remapped is the last option of a snapshot whose files have their owners on the
+// host.
+func remapped(info *snapshots.Info) error {
+	info.Labels = without(info.Labels)
+	info.Labels[labelRemapped] = "true"
+	return nil
+}
+
 // lazy is the last option of a snapshot that stands for a layer.
 func lazy(t Target) snapshots.Opt {
 	return func(info *snapshots.Info) error {
@@ -91,5 +103,5 @@ func without(labels map[string]string) map[string]string {
 }
 
 func isOurs(label string) bool {
-	return label == labelLayer || label == labelImage || label == labelManifest
+	return label == labelLayer || label == labelImage || label == labelManifest || label == labelRemapped
 }

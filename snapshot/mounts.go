@@ -70,26 +70,25 @@ func (s *Snapshotter) mounts(ctx context.Context, c chain) ([]mount.Mount, error
 			return nil, err
 		}
 	}
-	var options []string
-	if m, ok := parseMapping(top.info.Labels); ok {
-		needed, err := m.needed(lowers)
-		if err != nil {
-			return nil, err
-		}
-		if needed {
-			options = m.options()
-		}
+	options, err := c.mapped()
+	if err != nil {
+		return nil, err
 	}
 	active := top.info.Kind == snapshots.KindActive
-	if len(lowers) == 0 {
+	switch {
+	case len(lowers) == 0:
 		mode := "ro"
 		if active {
 			mode = "rw"
 		}
-		return bind(s.upper(top.id), append(options, mode)), nil
-	}
-	if !active && len(lowers) == 1 {
-		return bind(lowers[0], append(options, "ro")), nil
+		return bind(s.upper(top.id), mode), nil
+	case !active && len(lowers) == 1 && len(options) == 0:
+		return bind(lowers[0], "ro"), nil
+	case !active && len(lowers) == 1:
+		// containerd does not map a bind mount that is read-only
+		// (core/mount/mount_linux.go, 2.4.2), and an overlay needs two directories:
+		// the view's own is empty.
+		lowers = append(lowers, s.upper(top.id))
 	}
 	if active {
 		options = append(options, "workdir="+s.work(top.id), "upperdir="+s.upper(top.id))
@@ -98,6 +97,6 @@ func (s *Snapshotter) mounts(ctx context.Context, c chain) ([]mount.Mount, error
 	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: options}}, nil
 }
 
-func bind(source string, options []string) []mount.Mount {
-	return []mount.Mount{{Type: "bind", Source: source, Options: append(options, "rbind")}}
+func bind(source, mode string) []mount.Mount {
+	return []mount.Mount{{Type: "bind", Source: source, Options: []string{mode, "rbind"}}}
 }

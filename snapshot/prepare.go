@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -141,8 +142,13 @@ func (s *Snapshotter) rootOwner(ctx context.Context, parent string, opts []snaps
 			return 0, 0, err
 		}
 	}
-	if m, ok := parseMapping(info.Labels); ok {
-		return m.root()
+	m, err := parseMapping(info.Labels)
+	if err != nil {
+		return 0, 0, err
+	}
+	if m != nil {
+		uid, gid = m.root()
+		return uid, gid, nil
 	}
 	if parent == "" {
 		return 0, 0, nil
@@ -167,4 +173,17 @@ func (s *Snapshotter) rootOwner(ctx context.Context, parent string, opts []snaps
 		return 0, 0, err
 	}
 	return owner(dir)
+}
+
+// owner returns who owns a directory.
+func owner(path string) (uid, gid int, err error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return 0, 0, err
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0, 0, fmt.Errorf("stat %s: unexpected type", path)
+	}
+	return int(st.Uid), int(st.Gid), nil
 }

@@ -128,8 +128,12 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	if err != nil {
 		return err
 	}
+	last := snapshots.Opt(ordinary)
+	if isRemapped(name, key) {
+		last = remapped
+	}
 	return s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
-		_, err := storage.CommitActive(ctx, key, name, snapshots.Usage(du), append(opts[:len(opts):len(opts)], ordinary)...)
+		_, err := storage.CommitActive(ctx, key, name, snapshots.Usage(du), append(opts[:len(opts):len(opts)], last)...)
 		return err
 	})
 }

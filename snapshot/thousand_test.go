@@ -72,7 +72,7 @@ func TestThousandLayers(t *testing.T) {
 		}
 		ids := map[string]string{}
 		for line := range strings.Lines(string(b)) {
-			if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], root+"/m/") {
+			if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], root+"/snapshots/m/") {
 				ids[f[4]] = f[0]
 			}
 		}

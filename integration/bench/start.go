@@ -86,7 +86,7 @@ func forget(ctx context.Context, c *harness.Containerd, d *harness.Daemon, ref s
 	if _, err := c.Ctr(ctx, "images", "rm", "--sync", ref); err != nil {
 		return err
 	}
-	if err := harness.WaitUnmounted(d.Root+"/m", 0); err != nil {
+	if err := harness.WaitUnmounted(d.Root+"/snapshots/m", 0); err != nil {
 		return err
 	}
 	return harness.DropCaches()

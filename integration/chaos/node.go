@@ -125,7 +125,7 @@ func (n *node) forget(ctx context.Context) error {
 	if _, err := n.containerd.Ctr(ctx, "images", "rm", "--sync", n.ref); err != nil {
 		return err
 	}
-	return harness.WaitUnmounted(n.daemon.Root+"/m", 0)
+	return harness.WaitUnmounted(n.daemon.Root+"/snapshots/m", 0)
 }
 
 // holders are the keepers that have the transport by now: one that was just

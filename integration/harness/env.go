@@ -28,6 +28,10 @@ type Env struct {
 	Daemon  string
 	Environ []string
 
+	// Capabilities are those that StartContainerd says our plugin has, such as
+	// remap-ids.
+	Capabilities []string
+
 	procs   []*Proc
 	closers []func() error
 }
@@ -53,6 +57,11 @@ func New(bin string) (*Env, error) {
 	}
 	dir, err := os.MkdirTemp(parent, fmt.Sprintf("%s%d-", prefix, os.Getpid()))
 	if err != nil {
+		return nil, err
+	}
+	// As /run and /var/lib are: what is below has modes of its own, and root in a user
+	// namespace must reach its root file system.
+	if err := os.Chmod(dir, 0o711); err != nil {
 		return nil, err
 	}
 	return &Env{Dir: dir, Bin: bin}, nil

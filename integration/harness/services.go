@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -93,6 +94,10 @@ type Containerd struct {
 // its sandboxes, which may be empty where CRI is not used.
 func (e *Env) StartContainerd(snapshotter, pause string) (*Containerd, error) {
 	c := &Containerd{Address: e.Path("c", "containerd.sock"), env: e}
+	var capabilities string
+	for _, name := range e.Capabilities {
+		capabilities += strconv.Quote(name) + ", "
+	}
 	config := fmt.Sprintf(`version = 3
 root = %q
 state = %q
@@ -104,6 +109,7 @@ address = %q
 [proxy_plugins.lacuna]
 type = "snapshot"
 address = %q
+capabilities = [%s]
 [proxy_plugins.lacuna.exports]
 enable_remote_snapshot_annotations = "true"
 root = %q
@@ -128,7 +134,7 @@ restrict_oom_score_adj = true # machines that may not lower it run this too
 [plugins."io.containerd.cri.v1.runtime".cni]
 bin_dirs = [%q]
 conf_dir = %q
-`, e.Path("containerd"), e.Path("c", "state"), c.Address, e.Path("run", "snapshotter.sock"), e.Path("lacuna"),
+`, e.Path("containerd"), e.Path("c", "state"), c.Address, e.Path("run", "snapshotter.sock"), capabilities, e.Path("lacuna"),
 		snapshotter, e.HostsDir(), pause, e.Path("cni", "bin"), e.Path("cni", "conf"))
 	for _, dir := range []string{e.Path("c"), e.Path("cni", "bin"), e.Path("cni", "conf")} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {

@@ -1,0 +1,512 @@
+package snapshot
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/registry/registrytest"
+	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
+)
+
+func mappingLabels(uid, gid string) snapshots.Opt {
+	return snapshots.WithLabels(map[string]string{
+		snapshots.LabelSnapshotUIDMapping: uid, snapshots.LabelSnapshotGIDMapping: gid,
+	})
+}
+
+// manyRanges maps n single IDs, from 0.
+func manyRanges(n, host int) string {
+	parts := make([]string, n)
+	for i := range parts {
+		parts[i] = fmt.Sprintf("%d:%d:1", i, host+i)
+	}
+	return strings.Join(parts, ",")
+}
+
+var mappingTests = []struct {
+	label string
+	good  bool
+}{
+	{"0:100000:65536", true},
+	{"0:0:4294967295", true}, // the first user namespace's own
+	{"0:0:1,1:100000:65535", true},
+	{"1:100000:65535,0:0:1", true},
+	{"0:1000:65536", true},     // IDs of the container that are IDs on the host of others
+	{"0:1:1,1:0:1", true},      // two that change places
+	{"0:4294967294:1", true},   // the last ID
+	{manyRanges(340, 0), true}, // as many as the kernel takes
+	{manyRanges(341, 0), false},
+	{manyRanges(340, 100000), false}, // more bytes than it takes
+	{"0:0:99999999999999", false},
+	{"99999999999999:0:1", false},
+	{"0:0:4294967296", false},
+	{"0:1:4294967295", false},
+	{"0:4294967295:1", false},
+	{"0:100000:0", false},
+	{"1:100000:65536", false}, // no root
+	{"0:100000:10,5:200000:10", false},
+	{"0:100000:10,10:100009:10", false},
+	{"0:100000:10,0:100000:10", false},
+	{"-1:-1:-2", false},
+	{"0:-5:10", false},
+	{"0:100000", false},
+	{"0:100000:65536:", false},
+	{"0:100000:65536,", false},
+	{",0:100000:65536", false},
+	{" 0:100000:65536", false},
+	{"0:100000:65536,uidmap=0", false},
+	{"0:100000:0x10", false},
+	{"0:100000:65536\n", false},
+	{":", false},
+	{strings.Repeat("0:0:1,", 100000), false},
+}
+
+// TestMappingLabels compares what is refused with what the kernel refuses.
+func TestMappingLabels(t *testing.T) {
+	hostcheck.Root(t)
+	const other = "0:100000:65536"
+	for _, tc := range mappingTests {
+		for _, both := range [][2]string{{tc.label, other}, {other, tc.label}} {
+			m, err := parseMapping(map[string]string{
+				snapshots.LabelSnapshotUIDMapping: both[0], snapshots.LabelSnapshotGIDMapping: both[1],
+			})
+			if (err == nil) != tc.good || err != nil && !errdefs.IsInvalidArgument(err) {
+				t.Errorf("%.60q: %v", both, err)
+			}
+			if err != nil && len(err.Error()) > 500 {
+				t.Errorf("the error for %.60q has %d bytes", both, len(err.Error()))
+			}
+			if m == nil || !tc.good {
+				continue
+			}
+			ns, err := mount.GetUsernsFD(m.uidLabel, m.gidLabel)
+			if err != nil {
+				t.Errorf("the kernel refuses %.60q: %v", both, err)
+				continue
+			}
+			ns.Close()
+		}
+	}
+	for _, labels := range []map[string]string{
+		{snapshots.LabelSnapshotUIDMapping: other},
+		{snapshots.LabelSnapshotGIDMapping: other},
+		{snapshots.LabelSnapshotUIDMapping: other, snapshots.LabelSnapshotGIDMapping: ""},
+	} {
+		if _, err := parseMapping(labels); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%v: %v", labels, err)
+		}
+	}
+	for _, labels := range []map[string]string{
+		nil,
+		{snapshots.LabelSnapshotUIDMapping: "", snapshots.LabelSnapshotGIDMapping: ""},
+	} {
+		if m, err := parseMapping(labels); m != nil || err != nil {
+			t.Errorf("%v: %v %v", labels, m, err)
+		}
+	}
+}
+
+// TestBadMapping looks for what is left of snapshots that are refused.
+func TestBadMapping(t *testing.T) {
+	needFanotify(t)
+	root := t.TempDir()
+	n := startForTest(t, root)
+	t.Cleanup(func() { stopForTest(t, n) })
+	ctx := t.Context()
+	for i, tc := range mappingTests {
+		if tc.good {
+			continue
+		}
+		key := fmt.Sprint("key", i)
+		if _, err := n.Prepare(ctx, key, "", mappingLabels(tc.label, "0:1:1")); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("Prepare with %.60q: %v", tc.label, err)
+		}
+		if _, err := n.View(ctx, key, "", mappingLabels("0:1:1", tc.label)); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("View with %.60q: %v", tc.label, err)
+		}
+		if _, err := n.Stat(ctx, key); !errdefs.IsNotFound(err) {
+			t.Errorf("%.60q left a snapshot: %v", tc.label, err)
+		}
+	}
+	for _, dir := range []string{newDir, snapshotsDir} {
+		err := filepath.WalkDir(filepath.Join(root, dir), func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.Name() == "fs" {
+				t.Errorf("%s is left", path)
+			}
+			return err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func stopForTest(t *testing.T, n *node) {
+	if err := n.tearDown(); err != nil {
+		t.Error(err)
+	}
+}
+
+// ownedImage has two layers of files with many owners, and one with a file more
+// that no index is made for.
+func ownedImage(t *testing.T, n *node) *image {
+	t.Helper()
+	img := &image{reg: registrytest.New(t)}
+	for _, files := range [][]tar.Header{
+		{
+			{Typeflag: tar.TypeDir, Name: "dir/", Mode: 0o755, Uid: 1000, Gid: 2000},
+			{Typeflag: tar.TypeReg, Name: "dir/file", Mode: 0o644, Uid: 1000, Gid: 2000},
+			{Typeflag: tar.TypeReg, Name: "suid", Mode: 0o4755},
+			{Typeflag: tar.TypeChar, Name: "null", Mode: 0o666, Devmajor: 1, Devminor: 3},
+			{Typeflag: tar.TypeSymlink, Name: "link", Linkname: "suid", Mode: 0o777, Uid: 5, Gid: 6},
+		},
+		{
+			{Typeflag: tar.TypeDir, Name: "dir/", Mode: 0o755, Uid: 1000, Gid: 2000},
+			{Typeflag: tar.TypeReg, Name: "dir/second", Mode: 0o600, Uid: 1001, Gid: 65534},
+		},
+	} {
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		for _, h := range files {
+			if err := w.WriteHeader(&h); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		img.tars = append(img.tars, b.Bytes())
+		img.layers = append(img.layers, layertest.Gzip(t, b.Bytes()))
+		img.reg.AddBlob(img.layers[len(img.layers)-1])
+		img.index(t, n, len(img.layers)-1)
+	}
+	return img
+}
+
+// unpackOn makes an ordinary committed snapshot with a file, as containerd's unpack
+// does.
+func unpackOn(t *testing.T, ctx context.Context, n *node, name, parent, file string, uid, gid int) {
+	t.Helper()
+	mounts, err := n.Prepare(ctx, "unpack-"+name, parent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	withMounted(t, mounts, func(dir string) {
+		path := filepath.Join(dir, file)
+		if err := os.WriteFile(path, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Lchown(path, uid, gid); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if err := n.Commit(ctx, name, "unpack-"+name); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// withMounted mounts as containerd does.
+func withMounted(t *testing.T, mounts []mount.Mount, f func(dir string)) {
+	t.Helper()
+	dir := t.TempDir()
+	mounts = slices.Clone(mounts)
+	for i := range mounts { // containerd writes to them where it maps
+		mounts[i].Options = slices.Clone(mounts[i].Options)
+	}
+	if err := mount.All(mounts, dir); err != nil {
+		t.Fatalf("mount %+v: %v", mounts, err)
+	}
+	defer func() {
+		if err := mount.UnmountAll(dir, 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	f(dir)
+}
+
+// owners lists who owns what is mounted.
+func owners(t *testing.T, mounts []mount.Mount) string {
+	t.Helper()
+	var b strings.Builder
+	withMounted(t, mounts, func(dir string) {
+		err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			var st unix.Stat_t
+			if err := unix.Lstat(path, &st); err != nil {
+				return err
+			}
+			fmt.Fprintf(&b, "/%s %d:%d\n", strings.TrimPrefix(path[len(dir):], "/"), st.Uid, st.Gid)
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	return b.String()
+}
+
+const (
+	pieces = 20 // of a mapping
+	deep   = 20 // unpacked layers
+)
+
+// usernsMappings move all IDs by so much.
+var usernsMappings = []struct {
+	name, label string
+	host        func(id int) int
+}{
+	{"moved", "0:100000:65536", func(id int) int { return 100000 + id }},
+	{"moved a little", "0:1000:65536", func(id int) int { return 1000 + id }}, // onto IDs of the image
+	{"root stays", "0:0:1,1:300001:65535", func(id int) int {
+		if id == 0 {
+			return 0
+		}
+		return 300000 + id
+	}},
+	{"none", "0:0:65536", func(id int) int { return id }},
+	{"in pieces", manyRanges(pieces, 400000) + fmt.Sprintf(",%d:%d:%d", pieces, 500000+pieces, 65536-pieces), func(id int) int {
+		if id < pieces {
+			return 400000 + id
+		}
+		return 500000 + id
+	}},
+}
+
+// chains are what a container's snapshot may have below it.
+var chains = []struct {
+	name, parent string
+	files        []ownedFile
+}{
+	{"nothing", "", nil},
+	{"one lazy layer", "chain0", baseFiles},
+	{"two lazy layers", "chain1", secondFiles},
+	{"a mix", "mix", append([]ownedFile{{"/unpacked", 33, 44}}, secondFiles...)},
+	{"one unpacked layer", "base", []ownedFile{{"/base", 7, 8}}},
+	{"many unpacked layers", fmt.Sprint("unpacked", deep-1), append([]ownedFile{{"/base", 7, 8}}, deepFiles()...)},
+}
+
+type ownedFile struct {
+	path     string
+	uid, gid int
+}
+
+var (
+	baseFiles   = []ownedFile{{"/dir", 1000, 2000}, {"/dir/file", 1000, 2000}, {"/link", 5, 6}, {"/null", 0, 0}, {"/suid", 0, 0}}
+	secondFiles = append([]ownedFile{{"/dir/second", 1001, 65534}}, baseFiles...)
+)
+
+func deepFiles() (list []ownedFile) {
+	for i := range deep {
+		list = append(list, ownedFile{fmt.Sprint("/f", i), i, 2 * i})
+	}
+	return list
+}
+
+// prepareChains makes them on a node.
+func prepareChains(t *testing.T, ctx context.Context, n *node) {
+	t.Helper()
+	prepareAll(t, ctx, n, ownedImage(t, n))
+	unpackOn(t, ctx, n, "mix", "chain1", "unpacked", 33, 44)
+	unpackOn(t, ctx, n, "base", "", "base", 7, 8)
+	parent := "base"
+	for i := range deep {
+		name := fmt.Sprint("unpacked", i)
+		unpackOn(t, ctx, n, name, parent, fmt.Sprint("f", i), i, 2*i)
+		parent = name
+	}
+}
+
+// checkOwners compares every file's owner with its image's, mapped.
+func checkOwners(t *testing.T, mounts []mount.Mount, files []ownedFile, host func(int) int) {
+	t.Helper()
+	got := owners(t, mounts)
+	want := append([]ownedFile{{"/", 0, 0}}, files...)
+	if n := strings.Count(got, "\n"); n != len(want) {
+		t.Errorf("%d files, not %d:\n%s", n, len(want), got)
+	}
+	for _, f := range want {
+		if line := fmt.Sprintf("%s %d:%d\n", f.path, host(f.uid), host(f.gid)); !strings.Contains("\n"+got, "\n"+line) {
+			t.Errorf("no %sin\n%s", line, got)
+		}
+	}
+}
+
+// TestMappedOwners mounts snapshots of each kind in each mapping.
+func TestMappedOwners(t *testing.T) {
+	needFanotify(t)
+	ctx := namespaces.WithNamespace(t.Context(), "test")
+	root := t.TempDir()
+	n := startForTest(t, root)
+	t.Cleanup(func() { stopForTest(t, n) })
+	prepareChains(t, ctx, n)
+	// containerd maps whole trees of mounts, and not every file system can be
+	// mapped: FUSE, below the root with the transport of that name, cannot.
+	unmappable := filepath.Join(root, "fuse")
+	if err := os.Mkdir(unmappable, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("proc", unmappable, "proc", unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(unmappable, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, c := range chains {
+		for _, m := range usernsMappings {
+			t.Run(c.name+"/"+m.name, func(t *testing.T) {
+				key := t.Name()
+				mounts, err := n.Prepare(ctx, key, c.parent, mappingLabels(m.label, m.label))
+				if err != nil {
+					t.Fatal(err)
+				}
+				checkOwners(t, mounts, c.files, m.host)
+				if mounts, err = n.Mounts(ctx, key); err != nil {
+					t.Fatal(err)
+				}
+				withMounted(t, mounts, func(dir string) { // as root of the container, by number
+					for _, f := range c.files {
+						path := filepath.Join(dir, f.path)
+						if err := os.Lchown(path, m.host(9), m.host(10)); err != nil {
+							t.Errorf("copy up: %v", err)
+						}
+					}
+				})
+				changed := make([]ownedFile, len(c.files))
+				for i, f := range c.files {
+					changed[i] = ownedFile{f.path, 9, 10}
+				}
+				checkOwners(t, mounts, changed, m.host)
+				view, err := n.View(ctx, key+"-view", c.parent, mappingLabels(m.label, m.label))
+				if err != nil {
+					t.Fatal(err)
+				}
+				checkOwners(t, view, c.files, m.host)
+				withMounted(t, view, func(dir string) {
+					if err := os.WriteFile(filepath.Join(dir, "new"), nil, 0o600); err == nil {
+						t.Error("a view can be written to")
+					}
+				})
+			})
+		}
+	}
+}
+
+// TestRemappedParent does what containerd's client does where the proxy plugin has
+// not the capability remap-ids: a parent in which each file has its owner on the
+// host, and on that the container's snapshot with the labels.
+func TestRemappedParent(t *testing.T) {
+	needFanotify(t)
+	ctx := namespaces.WithNamespace(t.Context(), "test")
+	n := startForTest(t, t.TempDir())
+	t.Cleanup(func() { stopForTest(t, n) })
+	prepareChains(t, ctx, n)
+	for _, c := range chains {
+		if c.parent == "" {
+			continue
+		}
+		for i, m := range usernsMappings {
+			t.Run(c.name+"/"+m.name, func(t *testing.T) {
+				// The names are of containerd's metadata store.
+				key := fmt.Sprintf("default/%d/sha256:%s-%d", i, c.parent, i)
+				name := fmt.Sprintf("default/%d/sha256:%s-%d", i+1, c.parent, i)
+				mounts, err := n.Prepare(ctx, key+"-remap", c.parent)
+				if err != nil {
+					t.Fatal(err)
+				}
+				withMounted(t, mounts, func(dir string) { chownAll(t, dir, m.host) })
+				if err := n.Commit(ctx, name, key+"-remap"); err != nil {
+					t.Fatal(err)
+				}
+				mounts, err = n.Prepare(ctx, t.Name(), name, mappingLabels(m.label, m.label))
+				if err != nil {
+					t.Fatal(err)
+				}
+				checkOwners(t, mounts, c.files, m.host)
+				view, err := n.View(ctx, t.Name()+"-view", name, mappingLabels(m.label, m.label))
+				if err != nil {
+					t.Fatal(err)
+				}
+				checkOwners(t, view, c.files, m.host)
+				// ctr run without --remap-labels gives no labels at all.
+				if mounts, err = n.Prepare(ctx, t.Name()+"-plain", name); err != nil {
+					t.Fatal(err)
+				}
+				checkOwners(t, mounts, c.files, m.host)
+			})
+		}
+	}
+}
+
+func chownAll(t *testing.T, dir string, host func(int) int) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(path, &st); err != nil {
+			return err
+		}
+		return os.Lchown(path, host(int(st.Uid)), host(int(st.Gid)))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestViewFlags mounts a view of one layer, which is a bind of our own mount. That
+// ignores set-user-ID bits and device nodes, and the view must not.
+func TestViewFlags(t *testing.T) {
+	needFanotify(t)
+	ctx := namespaces.WithNamespace(t.Context(), "test")
+	n := startForTest(t, t.TempDir())
+	t.Cleanup(func() { stopForTest(t, n) })
+	img := ownedImage(t, n)
+	prepareAll(t, ctx, n, img)
+	flags := func(path string) int64 {
+		var st unix.Statfs_t
+		if err := unix.Statfs(path, &st); err != nil {
+			t.Fatal(err)
+		}
+		return st.Flags & (unix.ST_NOSUID | unix.ST_NODEV | unix.ST_NOEXEC | unix.ST_RDONLY)
+	}
+	if got := flags(n.mountpoint(t, img.layers[0])); got != unix.ST_NOSUID|unix.ST_NODEV|unix.ST_RDONLY {
+		t.Errorf("the layer's mountpoint has flags %#x", got)
+	}
+	for _, label := range []string{"", "0:100000:65536"} {
+		mounts, err := n.View(ctx, "view"+label, "chain0", mappingLabels(label, label))
+		if err != nil {
+			t.Fatal(err)
+		}
+		withMounted(t, mounts, func(dir string) {
+			if got := flags(dir); got != unix.ST_RDONLY {
+				t.Errorf("mapping %q: the view has flags %#x", label, got)
+			}
+			f, err := os.OpenFile(filepath.Join(dir, "null"), os.O_RDWR, 0)
+			if err != nil {
+				t.Errorf("mapping %q: %v", label, err)
+				return
+			}
+			f.Close()
+		})
+	}
+}
