@@ -198,7 +198,7 @@ func (b *Blob) settle(f *flight, err error) (failed bool) {
 	for span := f.first; span < f.last; span++ {
 		if p := b.pending[span]; p != nil && p.flight == f {
 			b.answer(span, err)
-			failed = failed || err == errNotBrought
+			failed = failed || errors.Is(err, errNotBrought)
 		}
 	}
 	return failed

@@ -259,7 +259,7 @@ func (s *socket) remove() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if at, err := inodeAt(s.path); err != nil || at != s.name {
-		return nil //nolint:nilerr // it is gone, or another's
+		return nil // it is gone, or another's
 	}
 	return os.Remove(s.path)
 }

@@ -38,7 +38,7 @@ func (s *service) Stat(ctx context.Context, _ *snapshotsapi.StatSnapshotRequest)
 func serveService(t *testing.T, s *service) (address string) {
 	t.Helper()
 	address = filepath.Join(t.TempDir(), "grpc.sock")
-	l, err := net.Listen("unix", address) //nolint:noctx // a test's
+	l, err := net.Listen("unix", address)
 	if err != nil {
 		t.Fatal(err)
 	}

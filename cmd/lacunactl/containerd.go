@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -123,7 +124,7 @@ func (r *containerdReader) Read(p []byte) (int, error) {
 			m, r.err = r.stream.Recv()
 		}
 		switch {
-		case r.err == io.EOF:
+		case errors.Is(r.err, io.EOF):
 			return 0, io.ErrUnexpectedEOF
 		case r.err != nil:
 			return 0, r.blob.c.missing(r.blob.desc, r.err)

@@ -3,6 +3,7 @@ package main
 import (
 	"archive/tar"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -239,7 +240,7 @@ func TestWhoseCredentials(t *testing.T) {
 }
 
 func TestPlainHTTPHint(t *testing.T) {
-	err := &http.ProtocolError{ErrorString: "http: server gave HTTP response to HTTPS client"}
+	err := errors.New("http: server gave HTTP response to HTTPS client") // net/http, transport.go
 	if !strings.Contains(hint(err), "--plain-http") {
 		t.Error(hint(err))
 	}

@@ -71,7 +71,7 @@ func openArchive(location string) (*Layout, error) {
 	r := tar.NewReader(f)
 	for len(l.files) < maxFiles {
 		h, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return l, nil
 		}
 		var at int64

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -16,10 +17,9 @@ type blobReader struct {
 	off, end int64
 	body     io.ReadCloser
 	status   int
-	host     string    // that answered, after redirects
-	from     *host     // that was asked
-	asked    []*host   // all of those
-	began    time.Time // when the request was sent
+	host     string  // that answered, after redirects
+	from     *host   // that was asked
+	asked    []*host // all of those
 	conn     context.Context
 	watchdog *time.Timer
 	release  context.CancelCauseFunc
@@ -69,11 +69,11 @@ func (r *blobReader) fetch(p []byte) func() error {
 // broken ends a connection whose body ended too early.
 func (r *blobReader) broken(err error) error {
 	client := r.blob.repo.client
-	if context.Cause(r.conn) == errStall {
+	if errors.Is(context.Cause(r.conn), errStall) {
 		err = fmt.Errorf("%w for %v", errStall, client.opts.Stall)
 		// Silence of the host, unless other streams of it flow.
 		client.health.fail(r.from.key, time.Now().Add(-client.opts.Stall), true)
-	} else if err == io.EOF {
+	} else if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
 	r.disconnect()

@@ -50,7 +50,7 @@ func (r Retry) do(ctx context.Context, patient bool, f func() error) error {
 			return nil
 		}
 		class := classOf(err)
-		if class == retryNever || failures >= r.Attempts && !(patient && class == retryOn) || ctx.Err() != nil {
+		if class == retryNever || failures >= r.Attempts && (!patient || class != retryOn) || ctx.Err() != nil {
 			return err
 		}
 		if serr := r.Sleep(ctx, r.wait(failures, err)); serr != nil {
