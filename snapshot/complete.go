@@ -1,12 +1,18 @@
 package snapshot
 
 import (
+	"context"
+	"log/slog"
 	"time"
 )
 
 // watch lets a layer's transport go once the layer is complete and durable. A sync
 // that fails makes spans holes again, which are then filled once more.
 func (l *Layers) watch(layer *Layer, on *serving) {
+	level := slog.LevelInfo
+	if on.blob.Complete() {
+		level = slog.LevelDebug // an earlier daemon has said so
+	}
 	for {
 		select {
 		case <-on.blob.Completed():
@@ -23,7 +29,12 @@ func (l *Layers) watch(layer *Layer, on *serving) {
 			}
 			continue
 		}
-		if released, err := l.release(layer, on); released || err != nil {
+		released, err := l.release(layer, on)
+		if released {
+			l.Log.Log(context.Background(), level, "layer is complete", "layer", layer.digest)
+			return
+		}
+		if err != nil && !sleep(l.ctx, syncRetry) {
 			return
 		}
 	}
@@ -42,7 +53,6 @@ func (l *Layers) release(layer *Layer, on *serving) (released bool, err error) {
 		}
 		on.source.drop()
 		released = true
-		l.Log.Info("layer is complete", "layer", layer.digest)
 		return nil
 	})
 	if err != nil && l.ctx.Err() == nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -41,9 +42,10 @@ type use struct {
 // Layers are the layers of a node.
 type Layers struct {
 	LayersConfig
-	dirs    *dirs
-	indexes *indexes
-	probes  *probes
+	dirs      *dirs
+	indexes   *indexes
+	probes    *probes
+	fallbacks *fallbacks
 	// uses tells what snapshots there are. It is set before any layer is.
 	uses func(context.Context) (map[digest.Digest]use, error)
 
@@ -56,8 +58,7 @@ type Layers struct {
 	mu          sync.Mutex
 	layers      map[digest.Digest]*Layer
 	mountpoints map[string]digest.Digest // names below m; never given to another layer
-	fallbacks   map[digest.Digest]Fallback
-	replaced    []digest.Digest // mounts that were not served, of Restore
+	replaced    []digest.Digest          // mounts that were not served, of Restore
 }
 
 // OpenLayers makes the directories. Restore brings back what is in them.
@@ -73,7 +74,8 @@ func OpenLayers(c LayersConfig) (*Layers, error) {
 		indexes:      &indexes{client: c.Client, store: c.Store, log: c.Log},
 		probes:       &probes{client: c.Client},
 		ctx:          ctx, cancel: cancel,
-		layers: map[digest.Digest]*Layer{}, mountpoints: map[string]digest.Digest{}, fallbacks: map[digest.Digest]Fallback{},
+		layers: map[digest.Digest]*Layer{}, mountpoints: map[string]digest.Digest{},
+		fallbacks: openFallbacks(filepath.Join(c.Root, "fallbacks.json"), c.Log),
 	}, nil
 }
 

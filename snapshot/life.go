@@ -115,6 +115,7 @@ func (l *Layers) make(ctx context.Context, layer *Layer, t Target, fetchable fun
 		}
 		return err
 	}
+	l.Log.Info("layer is mounted", "layer", layer.digest, "image", t.Ref, "mountpoint", f.target)
 	if old != nil && old.dir != f.dir {
 		if err := l.dirs.discard(old.dir); err != nil {
 			l.Log.Error("remove a replaced layer's directory", "dir", old.dir, "error", err)
@@ -162,9 +163,7 @@ func (l *Layers) open(layer *Layer, f *files) error {
 		return errors.Join(err, blob.Close())
 	}
 	l.become(layer, Ready, f, on, nil)
-	l.mu.Lock()
-	delete(l.fallbacks, layer.digest)
-	l.mu.Unlock()
+	l.fallbacks.drop(layer.digest)
 	l.start(func() { l.watch(layer, on) })
 	return nil
 }

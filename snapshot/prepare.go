@@ -31,7 +31,7 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 		if ctx.Err() != nil {
 			return nil, err
 		}
-		s.layers.fallBack(want, err)
+		s.layers.fallbacks.add(want.Target, err)
 	}
 	return s.create(ctx, snapshots.KindActive, key, parent, opts)
 }

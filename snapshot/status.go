@@ -2,20 +2,10 @@ package snapshot
 
 import (
 	"cmp"
-	"maps"
 	"slices"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 )
-
-// Fallback says why a layer was left to containerd's ordinary unpack.
-type Fallback struct {
-	Layer  digest.Digest `json:"layer"`
-	Ref    string        `json:"image"`
-	Time   time.Time     `json:"time"`
-	Reason string        `json:"reason"`
-}
 
 // LayerStatus is what can be told about a layer.
 type LayerStatus struct {
@@ -30,20 +20,6 @@ type LayerStatus struct {
 	Allocated  int64         `json:"allocated"` // bytes of disk
 }
 
-// maxFallbacks bounds what is kept; the oldest goes first.
-const maxFallbacks = 1000
-
-func (l *Layers) fallBack(want extraction, err error) {
-	l.Log.Warn("layer is left to containerd's unpack", "layer", want.Layer, "image", want.Ref, "reason", err)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.fallbacks) >= maxFallbacks {
-		oldest := slices.MinFunc(slices.Collect(maps.Values(l.fallbacks)), func(a, b Fallback) int { return a.Time.Compare(b.Time) })
-		delete(l.fallbacks, oldest.Layer)
-	}
-	l.fallbacks[want.Layer] = Fallback{want.Layer, want.Ref, time.Now().UTC(), err.Error()}
-}
-
 // Status lists the layers and the fallbacks, in a fixed order.
 func (l *Layers) Status() ([]LayerStatus, []Fallback) {
 	layers := []LayerStatus{}
@@ -53,11 +29,8 @@ func (l *Layers) Status() ([]LayerStatus, []Fallback) {
 			layers = append(layers, view.status())
 		}
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	slices.SortFunc(layers, func(a, b LayerStatus) int { return cmp.Compare(a.Layer, b.Layer) })
-	fallbacks := slices.SortedFunc(maps.Values(l.fallbacks), func(a, b Fallback) int { return a.Time.Compare(b.Time) })
-	return layers, fallbacks
+	return layers, l.fallbacks.all()
 }
 
 func (layer *Layer) status() LayerStatus {
