@@ -93,7 +93,7 @@ func device() {
 
 // run starts a program as somebody who may not read /secret.
 func run(program string) {
-	cmd := exec.Command(program, "effect") //nolint:noctx // it ends at once
+	cmd := exec.Command(program, "effect")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 33, Gid: 33}}
 	out, err := cmd.CombinedOutput()
 	fmt.Printf("%s: %s", program, out)
