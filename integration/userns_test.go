@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"compress/gzip"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -14,6 +15,11 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/lacuna-snapshotter/lacuna/integration/harness"
 )
@@ -271,5 +277,92 @@ func TestUserNamespaces(t *testing.T) {
 		if err := containerd.Stop(); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestCRIUserNamespace does what a kubelet does for hostUsers: false, on the host's
+// network since there are no CNI plugins here.
+func TestCRIUserNamespace(t *testing.T) {
+	p := real(t)
+	p.forget(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	conn, err := grpc.NewClient("unix://"+p.containerd.Address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	images, runtime := cri.NewImageServiceClient(conn), cri.NewRuntimeServiceClient(conn)
+
+	ids := []*cri.IDMapping{{ContainerId: 0, HostId: 100000, Length: 65536}}
+	namespaces := &cri.NamespaceOption{
+		Network:       cri.NamespaceMode_NODE,
+		UsernsOptions: &cri.UserNamespace{Mode: cri.NamespaceMode_POD, Uids: ids, Gids: ids},
+	}
+	sandbox := &cri.PodSandboxConfig{
+		Metadata:     &cri.PodSandboxMetadata{Name: "userns", Namespace: "default", Uid: "userns"},
+		LogDirectory: t.TempDir(),
+		Linux:        &cri.LinuxPodSandboxConfig{SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: namespaces}},
+	}
+	pod, err := runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: sandbox})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		ctx := context.WithoutCancel(ctx)
+		_, _ = runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: pod.PodSandboxId})
+		if _, err := runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: pod.PodSandboxId}); err != nil {
+			t.Error(err)
+		}
+	}()
+	status, err := runtime.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: pod.PodSandboxId, Verbose: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var info struct{ Pid int }
+	if err := json.Unmarshal([]byte(status.Info["info"]), &info); err != nil || info.Pid == 0 {
+		t.Fatalf("%v: %s", err, status.Info["info"])
+	}
+	for _, path := range []string{"/", "/pause"} {
+		var st unix.Stat_t
+		if err := unix.Stat(fmt.Sprintf("/proc/%d/root%s", info.Pid, path), &st); err != nil || st.Uid != 100000 || st.Gid != 100000 {
+			t.Errorf("%s of the sandbox belongs to %d:%d, %v", path, st.Uid, st.Gid, err)
+		}
+	}
+
+	runtimes, err := runtime.Status(ctx, &cri.StatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(runtimes.RuntimeHandlers, func(h *cri.RuntimeHandler) bool { return h.GetFeatures().GetUserNamespaces() }) {
+		t.Log("no container in the sandbox: that needs runc 1.2, which maps the owners of bind mounts")
+		return
+	}
+	pulled, err := images.PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: p.ref}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	created, err := runtime.CreateContainer(ctx, &cri.CreateContainerRequest{
+		PodSandboxId:  pod.PodSandboxId,
+		SandboxConfig: sandbox,
+		Config: &cri.ContainerConfig{
+			Metadata: &cri.ContainerMetadata{Name: "c"},
+			Image:    &cri.ImageSpec{Image: pulled.ImageRef},
+			Command:  []string{"sleep", "1000"},
+			Linux:    &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{NamespaceOptions: namespaces}},
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: created.ContainerId}); err != nil {
+		t.Fatal(err)
+	}
+	out, err := runtime.ExecSync(ctx, &cri.ExecSyncRequest{
+		ContainerId: created.ContainerId, Timeout: 60,
+		Cmd: []string{"sh", "-c", "touch /new && stat -c %u:%g / /new /usr/bin/env && cat /proc/self/uid_map"},
+	})
+	if err != nil || strings.Join(strings.Fields(string(out.GetStdout())), " ") != "0:0 0:0 0:0 0 100000 65536" {
+		t.Errorf("%v %v", out, err)
 	}
 }
