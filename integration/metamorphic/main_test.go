@@ -119,7 +119,8 @@ func (w *worker) do(t *testing.T, seed uint64, flavour string, run func(*sequenc
 		s.fail(leftovers, "%v", err)
 	}
 	if len(s.failures) > 0 {
-		s.note("log of the node:\n%s", log)
+		const most = 6000
+		s.note("log of the node, its end:\n%s", log[max(0, len(log)-most):])
 	}
 	return s, s.failures
 }

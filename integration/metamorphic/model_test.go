@@ -21,6 +21,7 @@ type model struct {
 	snaps      map[string]*snap // by the node's key
 	containers []*container
 	indexed    map[*layer]bool // has an index in the store
+	drops      int             // of indexes
 	next       int
 }
 

@@ -165,7 +165,8 @@ func (n *node) open(q request, files []*os.File) (err error) {
 	if err != nil {
 		return err
 	}
-	go func() { _ = n.service.Serve(l) }() // until close
+	service := n.service
+	go func() { _ = service.Serve(l) }() // until close
 	return nil
 }
 

@@ -118,7 +118,7 @@ func (s *sequence) extract(ns *namespace, layers []*layer) bool {
 	s.m.mu.Lock()
 	parent := ns.chains[chainID(layers[:len(layers)-1])]
 	_, have := ns.chains[chain]
-	indexed := s.m.indexed[l]
+	indexed, drops := s.m.indexed[l], s.m.drops
 	under := s.m.snaps[parent]
 	s.m.mu.Unlock()
 	if have {
@@ -152,12 +152,19 @@ func (s *sequence) extract(ns *namespace, layers []*layer) bool {
 		}))
 		return err
 	})
+	if s.lenient.Load() && !errdefs.IsAlreadyExists(err) {
+		// It may have been made, and that not been told.
+		s.m.put(&snap{key: chain, parent: parent, kind: snapshots.KindCommitted, exists: unsure, lazy: true, ordinary: ordinary, files: files})
+	}
 	switch {
 	case errdefs.IsAlreadyExists(err):
 		s.m.setExists(key, goneForSure)
 		return s.adoptLazy(ns, chain, parent, files, ordinary)
 	case err == nil:
 		s.m.setExists(key, there)
+		s.m.mu.Lock()
+		indexed = indexed && s.m.drops == drops
+		s.m.mu.Unlock()
 		if indexed && !ordinary && !s.lenient.Load() {
 			s.nodeLock.RLock()
 			a, _ := s.child.ask(request{Op: "status"})
@@ -168,7 +175,6 @@ func (s *sequence) extract(ns *namespace, layers []*layer) bool {
 		return s.unpack(ns, active, chain, l, mounts, files) || abandon()
 	}
 	s.must("Prepare of a layer", err)
-	s.m.put(&snap{key: chain, parent: parent, kind: snapshots.KindCommitted, exists: unsure, lazy: true, ordinary: ordinary, files: files})
 	return abandon()
 }
 
@@ -674,6 +680,7 @@ func (s *sequence) reindex(r *rand.Rand) {
 			return
 		}
 		s.m.indexed[l] = false
+		s.m.drops++
 		err = l.dropIndex(s.root)
 	} else if err = l.putIndex(s.root, layout); err == nil {
 		s.m.indexed[l] = true

@@ -117,7 +117,17 @@ func (w *worker) newSequence(t *scope, seed uint64, flavour string) (s *sequence
 		return s, err
 	}
 	s.note("seed %d, flavour %s, %+v", seed, flavour, s.config)
-	return s, s.open(false)
+	if err := s.open(false); err != nil {
+		return s, err
+	}
+	// containerd's metadata store (core/snapshots/storage) answers ErrNotFound to
+	// Walk and Cleanup as long as there was never a snapshot.
+	ctx, cancel := callContext()
+	defer cancel()
+	if _, err := s.child.Prepare(ctx, "first", ""); err != nil {
+		return s, err
+	}
+	return s, s.child.Remove(ctx, "first")
 }
 
 // run runs the phases.
@@ -143,6 +153,9 @@ func (s *sequence) phase(r *rand.Rand, n int, p plan) {
 		s.troubled.Store(true)
 		s.faulty.Store(s.faulty.Load() || p.action == fail)
 	}
+	if p.action == kill {
+		s.respawns.Add(1)
+	}
 	s.child.supervisor.set(s.root, p)
 	struckOn := s.child
 	var wg sync.WaitGroup
@@ -160,39 +173,29 @@ func (s *sequence) phase(r *rand.Rand, n int, p plan) {
 		}()
 	}
 	wg.Wait()
-	count, struck, hits := struckOn.supervisor.told()
+	count, struck, hits := struckOn.supervisor.disarm()
 	s.note("phase %d is over: %d calls, %q", n, count, hits)
 	if p.action == kill && !struck { // not so many calls
-		struckOn.supervisor.mu.Lock()
-		struckOn.supervisor.plan.action = calm
-		struckOn.supervisor.mu.Unlock()
 		s.strike(struckOn, kill)
 	}
-	if p.action == power && !s.down.Load() {
+	if p.action == power && !struck {
 		s.losePower(s.child)
 	}
-	s.rest(r, p)
+	s.rest(r, p, struckOn)
 }
 
 // rest ends the faults, brings the node back where it is down, and compares it with
 // the model.
-func (s *sequence) rest(r *rand.Rand, p plan) {
+func (s *sequence) rest(r *rand.Rand, p plan, struckOn *child) {
+	s.respawns.Wait()
+	if p.action == power {
+		<-struckOn.ended
+	}
 	s.nodeLock.RLock()
 	if !s.down.Load() {
 		s.child.supervisor.set(s.root, plan{action: calm})
 	}
 	s.nodeLock.RUnlock()
-	if p.action == kill {
-		for range int(patience / (10 * time.Millisecond)) {
-			s.nodeLock.RLock()
-			alive := !s.child.dead()
-			s.nodeLock.RUnlock()
-			if alive || s.failed.Load() {
-				break
-			}
-			time.Sleep(10 * time.Millisecond)
-		}
-	}
 	s.reg.ClearFaults()
 	if s.down.Load() || s.flavour == reboots {
 		if err := s.reboot(); err != nil {
@@ -208,11 +211,11 @@ func (s *sequence) rest(r *rand.Rand, p plan) {
 	}
 	if r.IntN(4) == 0 {
 		if err := s.child.close(); err != nil {
-			s.fail(wrongState, "stop: %v", err)
+			s.fail(wrongState, "stop: %v\n%.8000s", err, s.child.stderr)
 			return
 		}
 		if err := s.open(true); err != nil {
-			s.fail(wrongState, "start: %v", err)
+			s.fail(wrongState, "start: %v\n%.8000s", err, s.child.stderr)
 			return
 		}
 		s.note("stopped and started")
@@ -355,7 +358,7 @@ func (s *sequence) finish() {
 		return
 	}
 	if err := s.child.close(); err != nil {
-		s.fail(wrongState, "stop: %v", err)
+		s.fail(wrongState, "stop: %v\n%.8000s", err, s.child.stderr)
 	}
 }
 
@@ -396,6 +399,7 @@ func (s *sequence) clean() error {
 // end releases what the sequence has, however it went.
 func (s *sequence) end() error {
 	var errs []error
+	s.respawns.Wait()
 	if s.failed.Load() || s.down.Load() {
 		if s.child != nil {
 			s.child.kill()

@@ -53,6 +53,7 @@ type sequence struct {
 	down     atomic.Bool // the power is lost
 	failed   atomic.Bool
 	reads    sync.WaitGroup // in the background
+	respawns sync.WaitGroup // of plans that kill
 
 	mu       sync.Mutex
 	began    time.Time
@@ -193,7 +194,10 @@ func (s *sequence) strike(c *child, action string) {
 		return
 	}
 	c.kill()
-	go s.respawn(c)
+	go func() {
+		defer s.respawns.Done()
+		s.respawn(c)
+	}()
 }
 
 // respawn starts the next node, as systemd does.
@@ -209,7 +213,7 @@ func (s *sequence) respawn(dead *child) {
 	}
 	s.adopt()
 	if err := s.open(true); err != nil {
-		s.fail(wrongState, "the next node does not start: %v", err)
+		s.fail(wrongState, "the next node does not start: %v\n%.8000s", err, s.child.stderr)
 		return
 	}
 	s.note("the next node serves")
@@ -236,6 +240,7 @@ func (s *sequence) losePower(c *child) {
 // lost. Containers do not run any more.
 func (s *sequence) reboot() error {
 	lost := s.down.Load()
+	s.faulty.Store(true)
 	s.child.kill()
 	s.reader.kill()
 	s.group.Close() // nobody waits any more
@@ -338,21 +343,23 @@ func (s *sequence) checkTree(where, dir string, want content, mayFail bool) erro
 	if err != nil {
 		return fmt.Errorf("%s: %w", where, err)
 	}
-	var errs []error
+	var first error
 	for name, f := range want {
 		r, ok := got.Files[name]
 		if !ok {
 			s.fail(wrongBytes, "%s: no file %s", where, name)
 			return errors.New("no file")
 		}
-		errs = append(errs, s.checkFile(where+" "+name, f, r, mayFail))
+		if err := s.checkFile(where+" "+name, f, r, mayFail); err != nil && first == nil {
+			first = err
+		}
 	}
 	for name := range got.Files {
 		if want[name] == nil && !strings.HasPrefix(name, "many/") {
 			s.fail(wrongBytes, "%s: an unknown file %s", where, name)
 		}
 	}
-	return errors.Join(errs...)
+	return first
 }
 
 // mended tries until it succeeds: once where there were no faults, and for some

@@ -82,10 +82,12 @@ func (s *supervisor) set(root string, p plan) {
 	s.r = rand.New(rand.NewPCG(p.seed, 7))
 }
 
-// told returns how many calls there were, whether the plan has struck, and how.
-func (s *supervisor) told() (count int, struck bool, hits []string) {
+// disarm ends the plan and returns how many calls there were, whether it has
+// struck, and how.
+func (s *supervisor) disarm() (count int, struck bool, hits []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.plan.action = calm
 	return s.count, s.struck, append([]string(nil), s.hits...)
 }
 
