@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
@@ -30,6 +31,7 @@ type child struct {
 	supervisor *supervisor
 	stderr     *lockedBuffer
 	ended      chan struct{}
+	planned    atomic.Bool // its end is the driver's doing
 
 	mu     sync.Mutex // one request at a time
 	client *grpc.ClientConn
@@ -135,6 +137,7 @@ func (c *child) close() error {
 
 // kill ends the process.
 func (c *child) kill() {
+	c.planned.Store(true)
 	_ = c.cmd.Process.Kill()
 	<-c.ended
 	_ = c.conn.Close()
@@ -145,6 +148,9 @@ func (c *child) kill() {
 
 // stacks ends the process and returns what its goroutines did.
 func (c *child) stacks() string {
+	if c.planned.Swap(true) {
+		return ""
+	}
 	_ = c.cmd.Process.Signal(unix.SIGQUIT)
 	select {
 	case <-c.ended:

@@ -24,6 +24,7 @@ var (
 	flavour    = flag.String("flavour", "", "what befalls them: calm, delay, fail, kill, power or reboot; by seed where empty")
 	namespaces = flag.Int("namespaces", 2, "containerd's, 1 or 2")
 	tolerate   = flag.Int("tolerate", 0, "failed sequences before the run ends")
+	mend       = flag.Duration("mend", 10*time.Second, "how long a state may take to mend itself after faults")
 	limit      = flag.Duration("limit", time.Hour, "no new sequence is begun after this time")
 )
 
@@ -125,10 +126,10 @@ func (w *worker) do(t *testing.T, seed uint64, flavour string, run func(*sequenc
 	return s, s.failures
 }
 
-// report says all about a failed sequence.
-func (s *sequence) report(t *testing.T) {
-	t.Errorf("%s\nseed %d (%s): %s: %s\nagain: go test ./integration/metamorphic -run TestSequences -seed %d -sequences 1 -workers 1 -namespaces %d -flavour %q",
-		strings.Join(s.trace, "\n"), s.seed, s.flavour, s.failures[0].kind, s.failures[0].text, s.seed, *namespaces, *flavour)
+// report says all about a failed sequence, and how to run it again.
+func (s *sequence) report(t *testing.T, again string) {
+	t.Errorf("%s\nfailed: %s: %s\nagain: go test ./integration/metamorphic -workers 1 -namespaces %d %s",
+		strings.Join(s.trace, "\n"), s.failures[0].kind, s.failures[0].text, *namespaces, again)
 }
 
 // TestSequences runs random sequences.
@@ -154,7 +155,7 @@ func TestSequences(t *testing.T) {
 				if len(failures) > 0 {
 					failed.Add(1)
 					kinds[failures[0].kind]++
-					s.report(t)
+					s.report(t, fmt.Sprintf("-run TestSequences -seed %d -sequences 1 -flavour %q", s.seed, s.flavour))
 				}
 				mu.Unlock()
 			}

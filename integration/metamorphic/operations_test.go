@@ -356,7 +356,7 @@ func (s *sequence) readSome(r *rand.Rand) {
 		got, err := s.read(task{Op: op, Path: filepath.Join(c.dir, name)})
 		s.note("%s: %d bytes %s %v", where, got.Files[""].N, got.Files[""].Error, err)
 		if err == nil {
-			err = s.checkFile(where, files[name], got.Files[""], false)
+			err = s.checkFile(where, files[name], got.Files[""], c.removed)
 		}
 		s.judge(c, where, err)
 	}
@@ -370,7 +370,7 @@ func (s *sequence) readAll(r *rand.Rand) {
 	}
 	read := func() {
 		defer c.Unlock()
-		err := s.checkTree("tree of "+c.key, c.dir, c.files(), false)
+		err := s.checkTree("tree of "+c.key, c.dir, c.files(), c.removed)
 		s.note("read all of %s: %v", c.key, err)
 		s.judge(c, "read all", err)
 	}
@@ -456,7 +456,7 @@ func (s *sequence) reread(r *rand.Rand) {
 	where := "reread a held file of " + c.key
 	s.note("%s: %d bytes %s %v", where, got.Files[""].N, got.Files[""].Error, err)
 	if err == nil {
-		err = s.checkFile(where, c.held[id], got.Files[""], false)
+		err = s.checkFile(where, c.held[id], got.Files[""], c.removed)
 	}
 	s.judge(c, where, err)
 }

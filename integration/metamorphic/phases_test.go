@@ -63,7 +63,7 @@ func (w *worker) newSequence(t *scope, seed uint64, flavour string) (s *sequence
 	if flavour == "" {
 		flavour = drawn
 	}
-	s = &sequence{worker: w, t: t, seed: seed, flavour: flavour, began: time.Now()}
+	s = &sequence{worker: w, t: t, seed: seed, flavour: flavour, began: time.Now(), over: make(chan struct{})}
 	s.dir = filepath.Join(w.dir, fmt.Sprintf("s%d", seed))
 	if err := os.MkdirAll(s.dir, 0o755); err != nil {
 		return nil, err
@@ -146,7 +146,30 @@ func (s *sequence) run() {
 // phase lets goroutines operate, and then has the node come to rest.
 func (s *sequence) phase(r *rand.Rand, n int, p plan) {
 	goroutines, each := []int{1, 2, 3, 6}[r.IntN(4)], 3+r.IntN(10)
-	s.note("phase %d: %d goroutines, %d operations each, %s", n, goroutines, each, p)
+	s.note("phase %d: %d goroutines, %d operations each", n, goroutines, each)
+	s.under(r, p, func() {
+		var wg sync.WaitGroup
+		for range goroutines {
+			wg.Add(1)
+			own := rand.New(rand.NewPCG(r.Uint64(), 3))
+			go func() {
+				defer wg.Done()
+				for range each {
+					if s.failed.Load() || s.down.Load() {
+						return
+					}
+					s.operate(own)
+				}
+			}()
+		}
+		wg.Wait()
+	})
+}
+
+// under works under a plan, and then has the node come to rest. It returns how many
+// calls there were.
+func (s *sequence) under(r *rand.Rand, p plan, work func()) int {
+	s.note("under the plan: %s", p)
 	hard := p.action == fail || p.action == kill || p.action == power
 	if hard {
 		s.lenient.Store(true)
@@ -158,23 +181,9 @@ func (s *sequence) phase(r *rand.Rand, n int, p plan) {
 	}
 	s.child.supervisor.set(s.root, p)
 	struckOn := s.child
-	var wg sync.WaitGroup
-	for range goroutines {
-		wg.Add(1)
-		own := rand.New(rand.NewPCG(r.Uint64(), 3))
-		go func() {
-			defer wg.Done()
-			for range each {
-				if s.failed.Load() || s.down.Load() {
-					return
-				}
-				s.operate(own)
-			}
-		}()
-	}
-	wg.Wait()
+	work()
 	count, struck, hits := struckOn.supervisor.disarm()
-	s.note("phase %d is over: %d calls, %q", n, count, hits)
+	s.note("the plan is over: %d calls, %q", count, hits)
 	if p.action == kill && !struck { // not so many calls
 		s.strike(struckOn, kill)
 	}
@@ -182,6 +191,7 @@ func (s *sequence) phase(r *rand.Rand, n int, p plan) {
 		s.losePower(s.child)
 	}
 	s.rest(r, p, struckOn)
+	return count
 }
 
 // rest ends the faults, brings the node back where it is down, and compares it with
@@ -400,6 +410,7 @@ func (s *sequence) clean() error {
 func (s *sequence) end() error {
 	var errs []error
 	s.respawns.Wait()
+	close(s.over)
 	if s.failed.Load() || s.down.Load() {
 		if s.child != nil {
 			s.child.kill()
