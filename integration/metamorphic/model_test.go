@@ -50,6 +50,7 @@ type snap struct {
 	exists      existence
 	owned       bool // not committed: somebody works with it
 	lazy        bool
+	layer       *layer  // of a lazy one
 	files       content // committed: with all below
 	ordinary    bool    // it or one below it is not lazy
 }

@@ -154,12 +154,12 @@ func (s *sequence) extract(ns *namespace, layers []*layer) bool {
 	})
 	if s.lenient.Load() && !errdefs.IsAlreadyExists(err) {
 		// It may have been made, and that not been told.
-		s.m.put(&snap{key: chain, parent: parent, kind: snapshots.KindCommitted, exists: unsure, lazy: true, ordinary: ordinary, files: files})
+		s.m.put(&snap{key: chain, parent: parent, kind: snapshots.KindCommitted, exists: unsure, lazy: true, layer: l, ordinary: ordinary, files: files})
 	}
 	switch {
 	case errdefs.IsAlreadyExists(err):
 		s.m.setExists(key, goneForSure)
-		return s.adoptLazy(ns, chain, parent, files, ordinary)
+		return s.adoptLazy(ns, chain, parent, l, files, ordinary)
 	case err == nil:
 		s.m.setExists(key, there)
 		s.m.mu.Lock()
@@ -179,7 +179,7 @@ func (s *sequence) extract(ns *namespace, layers []*layer) bool {
 }
 
 // adoptLazy finds the snapshot that the node says is there, by containerd's rule.
-func (s *sequence) adoptLazy(ns *namespace, chain, parent string, files content, ordinary bool) bool {
+func (s *sequence) adoptLazy(ns *namespace, chain, parent string, l *layer, files content, ordinary bool) bool {
 	var found *snapshots.Info
 	err := s.call("Walk", func(ctx context.Context, sn Snapshotter) error {
 		return sn.Walk(ctx, func(_ context.Context, i snapshots.Info) error {
@@ -191,14 +191,14 @@ func (s *sequence) adoptLazy(ns *namespace, chain, parent string, files content,
 	})
 	if err != nil {
 		s.must("Walk", err)
-		s.m.put(&snap{key: chain, parent: parent, kind: snapshots.KindCommitted, exists: unsure, lazy: true, ordinary: ordinary, files: files})
+		s.m.put(&snap{key: chain, parent: parent, kind: snapshots.KindCommitted, exists: unsure, lazy: true, layer: l, ordinary: ordinary, files: files})
 		return false
 	}
 	if found == nil {
 		s.fail(wrongCall, "Prepare says that %s exists, and there is no snapshot of it on %q", chain, parent)
 		return false
 	}
-	s.m.put(&snap{key: found.Name, parent: parent, kind: snapshots.KindCommitted, exists: there, lazy: true, ordinary: ordinary, files: files})
+	s.m.put(&snap{key: found.Name, parent: parent, kind: snapshots.KindCommitted, exists: there, lazy: true, layer: l, ordinary: ordinary, files: files})
 	s.m.mu.Lock()
 	ns.chains[chain] = found.Name
 	s.m.mu.Unlock()

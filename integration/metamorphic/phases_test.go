@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry/registrytest"
@@ -49,6 +50,9 @@ func planOf(r *rand.Rand, flavour string) plan {
 	switch flavour {
 	case delay, fail, kill, power:
 		p.action = flavour
+	}
+	if r.IntN(2) == 0 {
+		p.again = r.IntN(3)
 	}
 	if flavour != calm && flavour != reboots && r.IntN(4) == 0 {
 		p.action = delay // not in every phase
@@ -117,7 +121,7 @@ func (w *worker) newSequence(t *scope, seed uint64, flavour string) (s *sequence
 		return s, err
 	}
 	s.note("seed %d, flavour %s, %+v", seed, flavour, s.config)
-	if err := s.open(false); err != nil {
+	if err := s.open(false, plan{action: calm}); err != nil {
 		return s, err
 	}
 	// containerd's metadata store (core/snapshots/storage) answers ErrNotFound to
@@ -176,36 +180,23 @@ func (s *sequence) under(r *rand.Rand, p plan, work func()) int {
 		s.troubled.Store(true)
 		s.faulty.Store(s.faulty.Load() || p.action == fail)
 	}
-	if p.action == kill {
-		s.respawns.Add(1)
-	}
 	s.child.supervisor.set(s.root, p)
-	struckOn := s.child
+	first := s.child
 	work()
-	count, struck, hits := struckOn.supervisor.disarm()
-	s.note("the plan is over: %d calls, %q", count, hits)
-	if p.action == kill && !struck { // not so many calls
-		s.strike(struckOn, kill)
+	if p.action == kill || p.action == power {
+		if _, struck, _ := first.supervisor.disarm(); !struck { // not so many calls
+			s.strike(first, p.action)
+		}
 	}
-	if p.action == power && !struck {
-		s.losePower(s.child)
-	}
-	s.rest(r, p, struckOn)
+	count := s.quiet()
+	s.note("the plan is over")
+	s.rest(r)
 	return count
 }
 
 // rest ends the faults, brings the node back where it is down, and compares it with
 // the model.
-func (s *sequence) rest(r *rand.Rand, p plan, struckOn *child) {
-	s.respawns.Wait()
-	if p.action == power {
-		<-struckOn.ended
-	}
-	s.nodeLock.RLock()
-	if !s.down.Load() {
-		s.child.supervisor.set(s.root, plan{action: calm})
-	}
-	s.nodeLock.RUnlock()
+func (s *sequence) rest(r *rand.Rand) {
 	s.reg.ClearFaults()
 	if s.down.Load() || s.flavour == reboots {
 		if err := s.reboot(); err != nil {
@@ -219,16 +210,8 @@ func (s *sequence) rest(r *rand.Rand, p plan, struckOn *child) {
 	if s.failed.Load() {
 		return
 	}
-	if r.IntN(4) == 0 {
-		if err := s.child.close(); err != nil {
-			s.fail(wrongState, "stop: %v\n%.8000s", err, s.child.stderr)
-			return
-		}
-		if err := s.open(true); err != nil {
-			s.fail(wrongState, "start: %v\n%.8000s", err, s.child.stderr)
-			return
-		}
-		s.note("stopped and started")
+	if r.IntN(4) == 0 && !s.restart(r) {
+		return
 	}
 	s.resolve()
 	if !s.failed.Load() {
@@ -237,6 +220,79 @@ func (s *sequence) rest(r *rand.Rand, p plan, struckOn *child) {
 	if !s.failed.Load() {
 		s.checkContainers()
 	}
+	if !s.failed.Load() && r.IntN(3) == 0 {
+		s.mended(leftovers, "after Cleanup", s.exact)
+	}
+}
+
+// exact cleans up and compares what is kept with what is used.
+func (s *sequence) exact() error {
+	if err := s.call("Cleanup", func(ctx context.Context, sn Snapshotter) error { return sn.Cleanup(ctx) }); err != nil {
+		return err
+	}
+	used, count := map[digest.Digest]bool{}, 0
+	s.m.mu.Lock()
+	for _, sn := range s.m.snaps {
+		count++
+		if sn.lazy {
+			used[sn.layer.digest] = true
+		}
+	}
+	outlived := slices.ContainsFunc(s.m.containers, func(c *container) bool { return c.removed && (c.mounted || len(c.held) > 0) })
+	s.m.mu.Unlock()
+	dirs, err := os.ReadDir(filepath.Join(s.root, "snapshots"))
+	if err != nil {
+		return err
+	}
+	if len(dirs) > count {
+		return fmt.Errorf("%d snapshots, %d directories", count, len(dirs))
+	}
+	a, err := s.child.ask(request{Op: "status"})
+	if err != nil {
+		return err
+	}
+	for _, l := range a.Layers {
+		if l.State == "quarantined" {
+			return fmt.Errorf("layer %s is quarantined: %s", l.Layer, l.Reason)
+		}
+		if !used[l.Layer] && !outlived { // an overlay may hold it
+			return fmt.Errorf("layer %s is kept and nothing uses it", l.Layer)
+		}
+	}
+	return nil
+}
+
+// restart stops the node and starts it. Where calls fail, the start may, and then the
+// next must not.
+func (s *sequence) restart(r *rand.Rand) bool {
+	if err := s.child.close(); err != nil {
+		s.fail(wrongState, "stop: %v\n%.8000s", err, s.child.stderr)
+		return false
+	}
+	p := plan{action: calm}
+	if s.flavour == fail {
+		p = plan{action: fail, at: 1 + r.IntN(40), count: 1 + r.IntN(4), seed: r.Uint64()}
+		s.troubled.Store(true)
+	}
+	s.faulty.Store(p.action == fail)
+	defer s.faulty.Store(false)
+	err := s.open(true, p)
+	_, _, hits := s.child.supervisor.disarm()
+	s.note("stopped and started under the plan %s, %q: %v", p, hits, err)
+	if err != nil && p.action == fail {
+		s.child.kill()
+		if err := s.freshChild(); err != nil {
+			s.fail(deadNode, "start a node: %v", err)
+			return false
+		}
+		s.adopt()
+		err = s.open(true, plan{action: calm})
+	}
+	if err != nil {
+		s.fail(wrongState, "start: %v\n%.8000s", err, s.child.stderr)
+		return false
+	}
+	return true
 }
 
 // remount mounts the containers again that a boot has left. After a loss of power
@@ -409,8 +465,12 @@ func (s *sequence) clean() error {
 // end releases what the sequence has, however it went.
 func (s *sequence) end() error {
 	var errs []error
-	s.respawns.Wait()
+	if s.child != nil {
+		s.quiet()
+	}
+	s.nodeLock.Lock()
 	close(s.over)
+	s.nodeLock.Unlock()
 	if s.failed.Load() || s.down.Load() {
 		if s.child != nil {
 			s.child.kill()

@@ -53,7 +53,6 @@ type sequence struct {
 	down     atomic.Bool // the power is lost
 	failed   atomic.Bool
 	reads    sync.WaitGroup // in the background
-	respawns sync.WaitGroup // of plans that kill
 	over     chan struct{}
 
 	mu       sync.Mutex
@@ -144,14 +143,14 @@ func (s *sequence) must(what string, err error) bool {
 	return false
 }
 
-// open has the node serve the root.
-func (s *sequence) open(adopted bool) error {
+// open has the node serve the root, under a plan.
+func (s *sequence) open(adopted bool, p plan) error {
 	q := s.config
 	q.Adopted = adopted
 	q.Root, q.Log = s.root, filepath.Join(s.dir, "log")
 	q.Socket = filepath.Join(s.dir, "s")
 	q.BootID = fmt.Sprintf("00000000-0000-0000-0000-%012d", s.boots)
-	s.child.supervisor.set(s.root, plan{action: calm})
+	s.child.supervisor.set(s.root, p)
 	return s.child.open(q, s.group, s.journal.File())
 }
 
@@ -204,29 +203,60 @@ func (s *sequence) strike(c *child, action string) {
 		return
 	}
 	c.kill()
-	go func() {
-		defer s.respawns.Done()
-		s.respawn(c)
-	}()
+	go s.respawn(c)
 }
 
-// respawn starts the next node, as systemd does.
+// respawn starts the next node, as systemd does. It may be killed too, as it starts
+// or later, and the one after it.
 func (s *sequence) respawn(dead *child) {
 	s.nodeLock.Lock()
 	defer s.nodeLock.Unlock()
-	if s.child != dead {
-		return
+	p := dead.supervisor.current()
+	for s.child == dead {
+		select {
+		case <-s.over:
+			return
+		default:
+		}
+		if err := s.freshChild(); err != nil {
+			s.fail(deadNode, "start a node: %v", err)
+			return
+		}
+		p = p.next()
+		s.adopt()
+		s.note("the next node starts under the plan: %s", p)
+		err := s.open(true, p)
+		if _, struck, _ := s.child.supervisor.told(); struck {
+			dead = s.child
+			<-dead.ended
+			continue
+		}
+		if err != nil {
+			s.fail(wrongState, "the next node does not start: %v\n%.8000s", err, s.child.stderr)
+			return
+		}
 	}
-	if err := s.freshChild(); err != nil {
-		s.fail(deadNode, "start a node: %v", err)
-		return
+}
+
+// quiet ends the plan, and waits for the next node where it has struck. It returns
+// how many calls there were.
+func (s *sequence) quiet() int {
+	for {
+		s.nodeLock.RLock()
+		c := s.child
+		s.nodeLock.RUnlock()
+		count, struck, hits := c.supervisor.disarm()
+		if len(hits) > 0 {
+			s.note("calls that did not go through: %q", hits)
+		}
+		if struck {
+			<-c.ended
+		}
+		if !struck && !c.dead() || s.failed.Load() || s.down.Load() {
+			return count
+		}
+		time.Sleep(time.Millisecond) // until it is replaced
 	}
-	s.adopt()
-	if err := s.open(true); err != nil {
-		s.fail(wrongState, "the next node does not start: %v\n%.8000s", err, s.child.stderr)
-		return
-	}
-	s.note("the next node serves")
 }
 
 // copied is where a loss of power leaves its disk.
@@ -287,7 +317,7 @@ func (s *sequence) reboot() error {
 	s.adopt()
 	s.down.Store(false)
 	s.note("booted, disk lost its unwritten data: %v", lost)
-	return s.open(false)
+	return s.open(false, plan{action: calm})
 }
 
 // unmountAll removes every mount of the sequence: containers' first.

@@ -28,6 +28,16 @@ type plan struct {
 	count  int    // fail: so many calls
 	seed   uint64 // of delays and errors
 	only   string // fail, kill: count only this call; empty is every one
+	again  int    // kill: so many more nodes
+}
+
+// next is the plan for the node that comes after one that was killed.
+func (p plan) next() plan {
+	if p.action != kill || p.again == 0 {
+		return plan{action: calm}
+	}
+	r := rand.New(rand.NewPCG(p.seed, uint64(p.again)))
+	return plan{action: kill, at: 1 + r.IntN(2<<r.IntN(6)), seed: p.seed, again: p.again - 1}
 }
 
 func (p plan) String() string {
@@ -82,13 +92,27 @@ func (s *supervisor) set(root string, p plan) {
 	s.r = rand.New(rand.NewPCG(p.seed, 7))
 }
 
-// disarm ends the plan and returns how many calls there were, whether it has
-// struck, and how.
+// told returns how many calls there were, whether the plan has struck, and how.
+func (s *supervisor) told() (count int, struck bool, hits []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.count, s.struck, append([]string(nil), s.hits...)
+}
+
+// disarm ends the plan and tells.
 func (s *supervisor) disarm() (count int, struck bool, hits []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.plan.action = calm
+	if !s.struck {
+		s.plan.action = calm
+	}
 	return s.count, s.struck, append([]string(nil), s.hits...)
+}
+
+func (s *supervisor) current() plan {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.plan
 }
 
 func (s *supervisor) run() {
