@@ -39,7 +39,7 @@ func MountLoop(bootstrap, blob string, sparse bool, target string) (device strin
 		}
 		devices = append(devices, loop.Name())
 	}
-	if err := unix.Mount(devices[0], target, "erofs", unix.MS_RDONLY, "device="+devices[1]); err != nil {
+	if err := unix.Mount(devices[0], target, "erofs", mountFlags, "device="+devices[1]); err != nil {
 		return "", &MountError{"mount", target, err}
 	}
 	return devices[1], nil

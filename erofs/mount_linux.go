@@ -35,13 +35,17 @@ func (e *MountError) Error() string {
 // Unwrap returns the system call's error.
 func (e *MountError) Unwrap() error { return e.Err }
 
-// Mount mounts bootstrap and blob, both files, read-only at target. The mount
-// honours device nodes and set-user-ID bits, which images need.
+// mountFlags are those of all mounts here. A container's device nodes and
+// set-user-ID bits are honoured by the overlay on such a mount, which has flags of
+// its own; below the mountpoint itself nobody needs them.
+const mountFlags = unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV
+
+// Mount mounts bootstrap and blob, both files, read-only at target.
 func Mount(bootstrap, blob, target string) error {
 	if strings.ContainsAny(blob, ",") {
 		return &MountError{"mount", target, fmt.Errorf("a comma in the path %q", blob)}
 	}
-	if err := unix.Mount(bootstrap, target, "erofs", unix.MS_RDONLY, "device="+blob); err != nil {
+	if err := unix.Mount(bootstrap, target, "erofs", mountFlags, "device="+blob); err != nil {
 		return &MountError{"mount", target, err}
 	}
 	return nil
@@ -73,7 +77,7 @@ func (f Fscache) Options() string {
 // which is this process. If it were ours and we died, our descriptors would stay
 // open and the next daemon could not come in our place.
 func MountFscache(f Fscache, target string) error {
-	cmd := exec.Command("mount", "-i", "-t", "erofs", "-o", "ro,"+f.Options(), "none", target) //nolint:noctx // see above
+	cmd := exec.Command("mount", "-i", "-t", "erofs", "-o", "ro,nosuid,nodev,"+f.Options(), "none", target) //nolint:noctx // see above
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	out, err := cmd.CombinedOutput()
 	if err == nil {

@@ -19,7 +19,7 @@ var allowed = map[string][]string{
 	"ondemand":                      {"internal/fault"},
 	"ondemand/fanotify":             {"erofs", "internal/descriptor", "internal/fault", "ondemand", "ondemand/journal"},
 	"ondemand/fusefile":             {"erofs", "internal/descriptor", "internal/fault", "ondemand", "ondemand/journal"},
-	"ondemand/journal":              {},
+	"ondemand/journal":              {"internal/descriptor"},
 	"ondemand/cachefiles":           {"erofs", "internal/descriptor", "ondemand"},
 	"ondemand/keeper":               {"internal/descriptor"},
 	"snapshot":                      {"erofs", "fetcher", "fetcher/index", "fetcher/registry", "ondemand"},

@@ -1,6 +1,7 @@
 package ondemand
 
 import (
+	"bytes"
 	"math/bits"
 	"sync"
 )
@@ -61,4 +62,26 @@ func (m *Bitmap) FirstHole() int64 {
 		}
 	}
 	return m.spans
+}
+
+// clone is a copy of the bits.
+func (m *Bitmap) clone() []byte {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return bytes.Clone(m.bits)
+}
+
+// replace sets all bits, those past the last span being zero.
+func (m *Bitmap) replace(b []byte) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	copy(m.bits, b)
+	m.filled = count(m.bits)
+}
+
+func count(bitmap []byte) (n int64) {
+	for _, b := range bitmap {
+		n += int64(bits.OnesCount8(b))
+	}
+	return n
 }

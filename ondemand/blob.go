@@ -1,11 +1,10 @@
 package ondemand
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"sync"
-	"time"
+	"sync/atomic"
 )
 
 // Blob is one layer's bytes, which fill up.
@@ -16,30 +15,22 @@ type Blob struct {
 	spanSize int64
 	spans    int64
 	source   Source
+	group    string
 	engine   *Engine
 	store    Store
+	durable  atomic.Bool
 
-	completed chan struct{} // closed when every span is filled
+	// syncing is held while the store syncs or is closed.
+	syncing sync.Mutex
+	shut    bool // the store is closed; guarded by syncing
 
-	mu      sync.Mutex
-	pending map[int64]*pending // by span
-	flights sync.WaitGroup
-	closed  bool
-}
-
-// pending is one span in flight.
-type pending struct {
-	flight *flight
-	done   chan struct{}
-	err    error // set before done is closed
-}
-
-// flight is one fetch and those who wait for it.
-type flight struct {
-	first, last int64
-	turn        *turn
-	cancel      context.CancelFunc
-	waiters     int // guarded by Blob.mu
+	mu        sync.Mutex
+	pending   map[int64]*pending // by span
+	completed chan struct{}      // closed when every span is filled
+	losses    int                // how often spans have become holes again
+	lost      error              // the last time's
+	flights   sync.WaitGroup
+	closed    bool
 }
 
 // FillError says which bytes of which blob could not be had.
@@ -58,9 +49,6 @@ func (e *FillError) Unwrap() error { return e.Err }
 
 // ErrClosed is the cause where a blob was closed.
 var ErrClosed = errors.New("blob is closed")
-
-// errAbandoned ends a flight whose last waiter has left.
-var errAbandoned = errors.New("nobody waits for the fetch any more")
 
 // Key returns the blob's key.
 func (b *Blob) Key() Key { return b.key }
@@ -81,155 +69,30 @@ func (b *Blob) Filled() int64 {
 // size.
 func (b *Blob) FirstHole() int64 { return min(b.size, b.store.FirstHole()*b.spanSize) }
 
-// Completed is closed when the blob has no holes left.
-func (b *Blob) Completed() <-chan struct{} { return b.completed }
+// Completed is closed when the blob has no holes left. After a LostError it has
+// some, and the channel is another one: ask again.
+func (b *Blob) Completed() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.completed
+}
 
-// Complete reports whether the blob has no holes left.
+// Complete reports whether the blob has no holes left. See Durable for whether it
+// stays so.
 func (b *Blob) Complete() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.isComplete()
+}
+
+// isComplete is Complete under mu.
+func (b *Blob) isComplete() bool {
 	select {
 	case <-b.completed:
 		return true
 	default:
 		return false
 	}
-}
-
-// Fill returns when [off, off+n) of the file holds the blob's bytes. A range
-// past the blob's end is cut there.
-func (b *Blob) Fill(ctx context.Context, off, n int64) error { return b.fill(ctx, off, n, true) }
-
-// FillAhead is Fill for what nobody waits for yet: it goes behind what readers
-// wait for.
-func (b *Blob) FillAhead(ctx context.Context, off, n int64) error {
-	return b.fill(ctx, off, n, false)
-}
-
-func (b *Blob) fill(ctx context.Context, off, n int64, urgent bool) error {
-	if off < 0 || n <= 0 || off >= b.size {
-		return nil
-	}
-	n = min(n, b.size-off)
-	first, last := off/b.spanSize, (off+n-1)/b.spanSize+1
-	for {
-		wait, err := b.join(first, last, urgent)
-		if err == nil {
-			err = b.await(ctx, wait)
-		}
-		if errors.Is(err, errAbandoned) && ctx.Err() == nil {
-			continue // we joined just as the last of the others left
-		}
-		if err != nil {
-			return &FillError{b.key, off, n, err}
-		}
-		return nil
-	}
-}
-
-// join makes the caller a waiter of a flight for every hole in [first, last),
-// starting flights for those that have none.
-func (b *Blob) join(first, last int64, urgent bool) ([]*pending, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.closed {
-		return nil, ErrClosed
-	}
-	var wait []*pending
-	for span := first; span < last; {
-		if b.store.Has(span) {
-			span++
-			continue
-		}
-		p := b.pending[span]
-		if p == nil {
-			end := span + 1
-			for end < last && !b.taken(end) && (end+1-span)*b.spanSize <= b.engine.opts.MaxFetch {
-				end++
-			}
-			b.start(span, end, urgent)
-			p = b.pending[span]
-		}
-		if urgent {
-			p.flight.turn.hurry()
-			b.engine.lastWait.Store(time.Now().UnixNano())
-		}
-		// One place among the flight's waiters for each of its spans that we
-		// want: await leaves as many.
-		p.flight.waiters++
-		wait = append(wait, p)
-		span++
-	}
-	return wait, nil
-}
-
-// start begins a flight for [first, last) and what the source brings with it,
-// up to the next spans on either side that are filled or in flight.
-func (b *Blob) start(first, last int64, urgent bool) {
-	from, to := b.source.Grow(first, last, urgent)
-	for from = max(from, 0); first > from && !b.taken(first-1); {
-		first--
-	}
-	for to = min(to, b.spans); last < to && !b.taken(last); {
-		last++
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), b.engine.opts.Timeout)
-	f := &flight{first: first, last: last, cancel: cancel, turn: b.engine.budget.queue(urgent)}
-	for span := first; span < last; span++ {
-		b.pending[span] = &pending{flight: f, done: make(chan struct{})}
-	}
-	if urgent {
-		b.engine.demand.Add(1)
-	} else {
-		b.engine.ahead.Add(1)
-	}
-	b.flights.Add(1)
-	go b.fly(ctx, f)
-}
-
-// taken reports whether a span is filled or in flight.
-func (b *Blob) taken(span int64) bool { return b.pending[span] != nil || b.store.Has(span) }
-
-// fly fetches and answers every span of the flight.
-func (b *Blob) fly(ctx context.Context, f *flight) {
-	defer b.flights.Done()
-	defer f.cancel()
-	err := f.turn.wait(ctx)
-	if err == nil {
-		err = b.source.Fetch(ctx, f.first, f.last, func(span int64, data []byte) error {
-			if span < f.first || span >= f.last {
-				return fmt.Errorf("source brought span %d, asked for [%d,%d)", span, f.first, f.last)
-			}
-			if err := b.write(span, data); err != nil {
-				return err
-			}
-			b.settle(span, span+1, nil)
-			return nil
-		})
-		f.turn.done()
-	}
-	b.mu.Lock()
-	abandoned := f.waiters == 0
-	b.mu.Unlock()
-	switch {
-	case err != nil && abandoned:
-		err = errAbandoned
-	case err != nil:
-		b.engine.failed.Add(1)
-	case err == nil:
-		err = errors.New("source ended without an error and without the span")
-	}
-	b.settle(f.first, f.last, err)
-}
-
-func (b *Blob) write(span int64, data []byte) error {
-	off := span * b.spanSize
-	if int64(len(data)) != min(b.spanSize, b.size-off) {
-		return fmt.Errorf("source brought %d bytes for span %d", len(data), span)
-	}
-	if err := b.store.Put(span, data); err != nil {
-		return err
-	}
-	b.Refresh()
-	return nil
 }
 
 // Refresh looks at the store again: a transport calls it when the store has
@@ -240,52 +103,77 @@ func (b *Blob) Refresh() {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.Complete() {
+	// Once more: spans may have been lost meanwhile.
+	if b.store.Count() == b.spans && !b.isComplete() {
 		close(b.completed)
 	}
 }
 
-// settle answers those who wait for spans of [first, last), if that was not done
-// before. It is one step: nobody joins what has failed.
-func (b *Blob) settle(first, last int64, err error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for span := first; span < last; span++ {
-		p := b.pending[span]
-		if p == nil {
-			continue
-		}
-		delete(b.pending, span)
-		p.err = err
-		close(p.done)
+// Sync makes what is filled survive a loss of power. Nil means that every span
+// that was filled when Sync was called is durable. After an error only what was
+// durable before is sure to be. With a LostError, the rest are holes again, and
+// Completed has a fresh channel; with another error, as of a full disk that had
+// no room for the record, they are still filled. Sync again later. It returns
+// ErrClosed after Close.
+func (b *Blob) Sync() error {
+	before, _ := b.lostSoFar()
+	b.syncing.Lock()
+	defer b.syncing.Unlock()
+	n, lost := b.lostSoFar()
+	switch {
+	case b.shut:
+		return ErrClosed
+	case n != before: // what was filled at the call may be a hole
+		return lost
 	}
-}
-
-// await waits for all of wait, or until one fails, and leaves their flights.
-func (b *Blob) await(ctx context.Context, wait []*pending) (err error) {
-	for _, p := range wait {
-		if err == nil {
-			select {
-			case <-p.done:
-				err = p.err
-			case <-ctx.Done():
-				err = ctx.Err()
-			}
-		}
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for _, p := range wait {
-		p.flight.waiters--
-		if p.flight.waiters == 0 && err != nil {
-			p.flight.cancel()
-		}
+	complete := b.Complete()
+	err := b.took(b.store.Sync())
+	if err == nil && complete {
+		b.durable.Store(true)
 	}
 	return err
 }
 
-// Sync makes what is filled survive a loss of power.
-func (b *Blob) Sync() error { return b.store.Sync() }
+// Durable reports whether the blob has no holes left and a loss of power would
+// not change that. From then on it has none until it is closed, whatever the disk
+// does: only now may its readers go on without us.
+func (b *Blob) Durable() bool { return b.durable.Load() }
+
+// check looks for errors that the kernel has met by itself, unless somebody
+// syncs, who will hear of them.
+func (b *Blob) check() {
+	store, ok := b.store.(*fileStore)
+	if !ok || b.durable.Load() || !b.syncing.TryLock() {
+		return
+	}
+	defer b.syncing.Unlock()
+	if !b.shut {
+		_ = b.took(store.check()) // what is lost is fetched again
+	}
+}
+
+// took takes note of what a sync or a check of the store has lost, and returns
+// its error.
+func (b *Blob) took(err error) error {
+	var lost *LostError
+	if !errors.As(err, &lost) {
+		return err
+	}
+	b.mu.Lock()
+	b.losses, b.lost = b.losses+1, err
+	if b.isComplete() {
+		b.completed = make(chan struct{})
+	}
+	b.mu.Unlock()
+	b.Refresh() // it may have been filled again already
+	return err
+}
+
+func (b *Blob) lostSoFar() (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.losses, b.lost
+}
 
 // Store returns what the blob's bytes are kept in, for the transport that made
 // it.
@@ -294,8 +182,8 @@ func (b *Blob) Store() Store { return b.store }
 // Allocated is how many bytes of disk the blob takes.
 func (b *Blob) Allocated() (int64, error) { return b.store.Allocated() }
 
-// Close ends fetches, waits for them, and closes the file. Fills fail from now
-// on.
+// Close ends fetches, waits for them and for a Sync under way, and closes the
+// file. Fills fail from now on. It does not sync.
 func (b *Blob) Close() error {
 	b.mu.Lock()
 	if b.closed {
@@ -308,6 +196,11 @@ func (b *Blob) Close() error {
 	}
 	b.mu.Unlock()
 	b.flights.Wait()
-	b.engine.remove(b)
-	return b.store.Close()
+	b.engine.set(b.key, nil)
+	b.syncing.Lock()
+	defer b.syncing.Unlock()
+	b.shut = true
+	err := b.store.Close()
+	b.engine.free(b.key)
+	return err
 }

@@ -2,111 +2,129 @@ package ondemand
 
 import (
 	"container/list"
-	"context"
+	"slices"
 	"sync"
 )
 
-// budget bounds the fetches that run at once. What readers wait for goes
-// first, and background work never takes the last places.
+// budget is the places for fetches that run at once: the node's, which groups
+// share, and one of each group's own.
 type budget struct {
 	mu         sync.Mutex
-	free       int
-	background int // places that background work may still take
-	urgent     list.List
+	free       int // places of the node's
+	background int // of these, how many background work may still take
+
+	perGroup           int // places of the node's that one group may have
+	perGroupBackground int // of these, at most so many for background work
+
+	groups map[string]*group
+	round  []*group // all of them; who was given a place goes to the end
+}
+
+// group is those who share a fate: a dead one must leave others their places.
+type group struct {
+	name       string
+	turns      int       // that are not over
+	urgent     list.List // of *turn
 	idle       list.List
+	shared     int  // places of the node's that it has
+	background int  // of these, for background work
+	own        bool // its own place is taken
 }
 
-// turn is a place in the queue or, once granted, in the budget.
-type turn struct {
-	b       *budget
-	urgent  bool
-	counted bool // against background
-	at      *list.Element
-	granted chan struct{}
+// place is what a turn has been granted.
+type place int
+
+const (
+	noPlace    place = iota
+	shared           // of the node's
+	background       // of the node's, and counted against background work
+	own              // the group's own
+)
+
+func newBudget(o Options) *budget {
+	return &budget{
+		free: o.Fetches, background: o.Background,
+		perGroup: o.PerGroup, perGroupBackground: min(o.PerGroup, max(1, o.Background*3/4)),
+		groups: map[string]*group{},
+	}
 }
 
-func newBudget(places, background int) *budget {
-	return &budget{free: places, background: background}
-}
-
-// queue asks for a place.
-func (b *budget) queue(urgent bool) *turn {
+// queue asks for a place. The turn must be given to done.
+func (b *budget) queue(name string, urgent bool) *turn {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	t := &turn{b: b, urgent: urgent, granted: make(chan struct{})}
-	if urgent {
-		t.at = b.urgent.PushBack(t)
-	} else {
-		t.at = b.idle.PushBack(t)
+	g := b.groups[name]
+	if g == nil {
+		g = &group{name: name}
+		b.groups[name] = g
+		b.round = append(b.round, g)
 	}
-	b.grant()
+	g.turns++
+	t := &turn{budget: b, group: g, urgent: urgent}
+	t.enqueue()
 	return t
 }
 
-// grant gives free places away.
+// grant gives free places away, to readers first and to one group after the
+// other.
 func (b *budget) grant() {
-	for b.free > 0 {
-		var t *turn
-		switch {
-		case b.urgent.Len() > 0:
-			t = b.urgent.Remove(b.urgent.Front()).(*turn)
-		case b.idle.Len() > 0 && b.background > 0:
-			t = b.idle.Remove(b.idle.Front()).(*turn)
-			t.counted = true
-			b.background--
-		default:
-			return
+	for b.grantOne(true) || b.grantOne(false) {
+	}
+}
+
+func (b *budget) grantOne(urgent bool) bool {
+	for i, g := range b.round {
+		p, queue := b.placeFor(g, urgent), &g.idle
+		if urgent {
+			queue = &g.urgent
 		}
-		b.free--
-		t.at = nil
+		if p == noPlace || queue.Len() == 0 {
+			continue
+		}
+		b.take(g, p, 1)
+		t := queue.Remove(queue.Front()).(*turn)
+		t.at, t.place = nil, p
 		close(t.granted)
+		b.round = append(slices.Delete(b.round, i, i+1), g)
+		return true
+	}
+	return false
+}
+
+// placeFor is the place that a group could be given now.
+func (b *budget) placeFor(g *group, urgent bool) place {
+	free := b.free > 0 && g.shared < b.perGroup
+	switch {
+	case urgent && free:
+		return shared
+	case urgent && !g.own:
+		return own
+	case !urgent && free && b.background > 0 && g.background < b.perGroupBackground:
+		return background
+	}
+	return noPlace
+}
+
+// take gives a group n places of a kind, or takes them back where n is negative.
+func (b *budget) take(g *group, p place, n int) {
+	switch p {
+	case own:
+		g.own = n > 0
+	case background:
+		b.background -= n
+		g.background += n
+		fallthrough
+	case shared:
+		b.free -= n
+		g.shared += n
 	}
 }
 
-// hurry moves a turn that still waits among the urgent ones.
-func (t *turn) hurry() {
-	t.b.mu.Lock()
-	defer t.b.mu.Unlock()
-	if t.at == nil || t.urgent {
-		return
+// leave forgets a group that nobody is of any more.
+func (b *budget) leave(g *group) {
+	g.turns--
+	if g.turns == 0 {
+		delete(b.groups, g.name)
+		b.round = slices.DeleteFunc(b.round, func(o *group) bool { return o == g })
 	}
-	t.b.idle.Remove(t.at)
-	t.urgent = true
-	t.at = t.b.urgent.PushBack(t)
-	t.b.grant()
-}
-
-// wait returns when the place is granted. After an error there is none to
-// release.
-func (t *turn) wait(ctx context.Context) error {
-	select {
-	case <-t.granted:
-		return nil
-	case <-ctx.Done():
-	}
-	t.b.mu.Lock()
-	defer t.b.mu.Unlock()
-	if t.at == nil {
-		t.release()
-	} else if t.urgent {
-		t.b.urgent.Remove(t.at)
-	} else {
-		t.b.idle.Remove(t.at)
-	}
-	return ctx.Err()
-}
-
-// done gives the place back.
-func (t *turn) done() {
-	t.b.mu.Lock()
-	defer t.b.mu.Unlock()
-	t.release()
-}
-
-func (t *turn) release() {
-	t.b.free++
-	if t.counted {
-		t.b.background++
-	}
-	t.b.grant()
 }

@@ -10,10 +10,11 @@ import (
 
 // Options bound what an Engine does at once. Zero values mean the defaults.
 type Options struct {
-	Fetches    int           // fetches at once on the node; 16
+	Fetches    int           // places for fetches on the node; 16. Each group has one besides
 	Background int           // of these, at most so many for filling ahead; 4
+	PerGroup   int           // of these, at most so many for one group; three quarters
 	MaxFetch   int64         // bytes of blob in one fetch; 4 MiB
-	Timeout    time.Duration // how long a fetch may take; 2 minutes
+	Timeout    time.Duration // how long a fetch may take once it has a place; 2 minutes
 	BootID     string        // the kernel's, where empty; tests set it
 }
 
@@ -23,6 +24,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.Background == 0 {
 		o.Background = max(1, o.Fetches/4)
+	}
+	if o.PerGroup == 0 {
+		o.PerGroup = max(1, o.Fetches*3/4)
 	}
 	if o.MaxFetch == 0 {
 		o.MaxFetch = 4 << 20
@@ -36,8 +40,8 @@ func (o Options) withDefaults() (Options, error) {
 			return o, err
 		}
 	}
-	if o.Fetches < 1 || o.Background < 0 || o.Background > o.Fetches || o.MaxFetch < 1 {
-		return o, fmt.Errorf("fill engine: %d fetches, %d in the background, %d bytes each", o.Fetches, o.Background, o.MaxFetch)
+	if o.Fetches < 1 || o.Background < 0 || o.Background > o.Fetches || o.PerGroup < 1 || o.PerGroup > o.Fetches || o.MaxFetch < 1 {
+		return o, fmt.Errorf("fill engine: %d fetches, %d in the background, %d for a group, %d bytes each", o.Fetches, o.Background, o.PerGroup, o.MaxFetch)
 	}
 	return o, nil
 }
@@ -47,11 +51,12 @@ func (o Options) withDefaults() (Options, error) {
 type Source interface {
 	// Grow widens [first, last) to what is better fetched with it than later:
 	// to what costs nothing more, and, where a reader has missed it, to what is
-	// likely wanted next.
+	// likely wanted next. It may read files. Some of its answers are not used.
 	Grow(first, last int64, missed bool) (int64, int64)
 	// Fetch brings the spans [first, last) in any order. It calls put for each
 	// with its verified bytes, which put does not keep, stops at the first
-	// error, and returns soon after ctx ends.
+	// error, and returns soon after ctx ends. Where it waits before it tries
+	// again, it does so in Sleep.
 	Fetch(ctx context.Context, first, last int64, put func(span int64, data []byte) error) error
 }
 
@@ -60,6 +65,7 @@ type Engine struct {
 	Table
 	opts   Options
 	budget *budget
+	disk   disk
 
 	lastWait atomic.Int64 // when a reader last waited, in Unix nanoseconds
 
@@ -87,7 +93,7 @@ func New(opts Options) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Engine{opts: opts, budget: newBudget(opts.Fetches, opts.Background)}, nil
+	return &Engine{opts: opts, budget: newBudget(opts), disk: hostDisk{}}, nil
 }
 
 // BlobConfig describes a blob to open.
@@ -97,6 +103,9 @@ type BlobConfig struct {
 	Size     int64  // bytes
 	SpanSize int64  // bytes
 	Source   Source
+	// Group is what the blob shares a budget of fetches with: all that fails or
+	// is slow together, as the registry's host.
+	Group string
 	// Store, where it is not nil, takes the bytes in place of the file at Path.
 	// The blob closes it.
 	Store Store
@@ -106,27 +115,49 @@ func (c BlobConfig) spans() int64 { return (c.Size + c.SpanSize - 1) / c.SpanSiz
 
 // Open opens a blob and its store. A cache file is made where it is missing,
 // and is open for reading and writing until Close: a transport that marks it
-// does so after Open, so that our own writes go unmarked.
+// does so after Open, so that our own writes go unmarked. A file that is there
+// and cannot be the blob's is a ForeignFileError.
 func (e *Engine) Open(c BlobConfig) (*Blob, error) {
 	if c.Size < 0 || c.SpanSize <= 0 {
 		return nil, fmt.Errorf("blob %s: %d bytes in spans of %d", c.Key, c.Size, c.SpanSize)
 	}
+	if err := e.reserve(c.Key); err != nil {
+		if c.Store != nil {
+			err = errors.Join(err, c.Store.Close())
+		}
+		return nil, err
+	}
 	if c.Store == nil {
-		store, err := openFile(c, e.opts.BootID)
+		store, err := openFile(e.disk, c, e.opts.BootID)
 		if err != nil {
+			e.free(c.Key)
 			return nil, fmt.Errorf("open blob %s: %w", c.Key, err)
 		}
 		c.Store = store
 	}
 	b := &Blob{
 		key: c.Key, path: c.Path, size: c.Size, spanSize: c.SpanSize,
-		spans: c.spans(), source: c.Source,
+		spans: c.spans(), source: c.Source, group: c.Group,
 		engine: e, store: c.Store, pending: map[int64]*pending{},
 		completed: make(chan struct{}),
 	}
 	b.Refresh()
-	if err := e.add(b); err != nil {
-		return nil, errors.Join(err, b.store.Close())
-	}
+	e.set(c.Key, b)
 	return b, nil
+}
+
+// Sync makes what is filled survive a loss of power, one blob after the other,
+// until ctx ends. It is for whoever has time: often, so that a reboot finds most
+// of what there was, and so that a disk that fails to write is heard of early.
+func (e *Engine) Sync(ctx context.Context) error {
+	var errs []error
+	for _, b := range e.All() {
+		if ctx.Err() != nil {
+			return errors.Join(append(errs, ctx.Err())...)
+		}
+		if err := b.Sync(); err != nil && !errors.Is(err, ErrClosed) {
+			errs = append(errs, fmt.Errorf("sync blob %s: %w", b.Key(), err))
+		}
+	}
+	return errors.Join(errs...)
 }

@@ -519,7 +519,6 @@ func TestDamagedRecordsCountAsEmpty(t *testing.T) {
 		"torn durable":    func(t *testing.T, path string) { truncate(t, path+durableName, 70) },
 		"flipped durable": func(t *testing.T, path string) { flip(t, path+durableName, recordHeader) },
 		"other magic":     func(t *testing.T, path string) { flip(t, path+durableName, 0) },
-		"another size":    func(t *testing.T, path string) { truncate(t, path, 3*testSpan) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newSource(16 * testSpan)

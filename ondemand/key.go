@@ -19,7 +19,7 @@ func (k Key) String() string { return k.Volume + "/" + k.Cookie }
 // Table finds blobs by key.
 type Table struct {
 	mu    sync.RWMutex
-	blobs map[Key]*Blob
+	blobs map[Key]*Blob // nil for a key whose blob is being opened or closed
 }
 
 // ExistsError says that a key is taken.
@@ -27,25 +27,32 @@ type ExistsError struct{ Key Key }
 
 func (e ExistsError) Error() string { return fmt.Sprintf("blob %s is already open", e.Key) }
 
-func (t *Table) add(b *Blob) error {
+// reserve takes a key, so that nobody else touches its blob's files.
+func (t *Table) reserve(k Key) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.blobs[b.key] != nil {
-		return ExistsError{b.key}
+	if _, taken := t.blobs[k]; taken {
+		return ExistsError{k}
 	}
 	if t.blobs == nil {
 		t.blobs = map[Key]*Blob{}
 	}
-	t.blobs[b.key] = b
+	t.blobs[k] = nil
 	return nil
 }
 
-func (t *Table) remove(b *Blob) {
+// set lets a reserved key's blob be found, or no longer where it is nil.
+func (t *Table) set(k Key, b *Blob) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.blobs[b.key] == b {
-		delete(t.blobs, b.key)
-	}
+	t.blobs[k] = b
+}
+
+// free gives a key back.
+func (t *Table) free(k Key) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.blobs, k)
 }
 
 // Lookup returns the blob with a key, or nil.
@@ -61,7 +68,9 @@ func (t *Table) All() []*Blob {
 	defer t.mu.RUnlock()
 	list := make([]*Blob, 0, len(t.blobs))
 	for _, b := range t.blobs {
-		list = append(list, b)
+		if b != nil {
+			list = append(list, b)
+		}
 	}
 	return list
 }

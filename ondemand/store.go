@@ -3,7 +3,7 @@ package ondemand
 import (
 	"errors"
 	"fmt"
-	"os"
+	"io/fs"
 
 	"golang.org/x/sys/unix"
 
@@ -14,7 +14,7 @@ import (
 // there. A transport whose kernel side has a place of its own brings its own
 // store; otherwise it is a file with records beside it.
 //
-// All methods may be called concurrently, but for Close, which is the last.
+// All methods may be called concurrently, but Sync one at a time, and Close last.
 type Store interface {
 	// Has reports whether a span can be read. It does not block.
 	Has(span int64) bool
@@ -24,7 +24,8 @@ type Store interface {
 	Count() int64
 	// FirstHole is the first span that cannot, or how many there are.
 	FirstHole() int64
-	// Sync makes what was put survive a loss of power.
+	// Sync makes what was put survive a loss of power. Only with a LostError has
+	// it made holes of spans.
 	Sync() error
 	// Allocated is how many bytes of disk the store takes.
 	Allocated() (int64, error)
@@ -35,58 +36,102 @@ type Store interface {
 // fileStore is a sparse file at a path.
 type fileStore struct {
 	path     string
-	file     *os.File
+	file     file
 	spanSize int64
 	*record
 }
 
-// openFile opens a blob's file and records. Those of a file that is not the
-// blob's are removed.
-func openFile(c BlobConfig, bootID string) (_ *fileStore, err error) {
-	f, err := os.OpenFile(c.Path, os.O_RDWR|os.O_CREATE, 0o600)
+// ForeignFileError says that the file at a blob's path is not the blob's. It was
+// left alone, since somebody may have it mounted or mapped. Rename it away, and
+// Open makes a new one.
+type ForeignFileError struct {
+	Path       string
+	Size, Want int64 // bytes
+}
+
+func (e *ForeignFileError) Error() string {
+	return fmt.Sprintf("%s: a file of %d bytes is there, the blob's has %d: rename it away", e.Path, e.Size, e.Want)
+}
+
+// openFile opens a blob's file and records.
+func openFile(d disk, c BlobConfig, bootID string) (_ *fileStore, err error) {
+	f, err := d.open(c.Path)
 	if err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			f.Close()
+			_ = f.Close()
 		}
 	}()
-	info, err := f.Stat()
+	size, err := f.size()
 	if err != nil {
 		return nil, err
 	}
-	if info.Size() != c.Size {
-		if info.Size() != 0 {
-			// Not the file that the records were written for.
-			for _, name := range []string{runningName, durableName} {
-				if err := os.Remove(c.Path + name); err != nil && !os.IsNotExist(err) {
-					return nil, err
-				}
-			}
-		}
-		if err := errors.Join(f.Truncate(0), f.Truncate(c.Size)); err != nil {
+	switch size {
+	case 0: // new, or emptied
+		if err := forget(d, c.Path); err != nil {
 			return nil, err
 		}
+		if err := f.Truncate(c.Size); err != nil {
+			return nil, err
+		}
+	case c.Size:
+	default:
+		return nil, &ForeignFileError{c.Path, size, c.Size}
 	}
-	r, err := openRecord(c.Path, c.spans(), c.SpanSize, bootID)
+	id, err := f.identity()
+	if err != nil {
+		return nil, err
+	}
+	r, err := openRecord(d, c.Path, header{c.spans(), c.SpanSize, id, bootID}, f)
 	if err != nil {
 		return nil, err
 	}
 	return &fileStore{c.Path, f, c.SpanSize, r}, nil
 }
 
-// Put implements Store.
-func (s *fileStore) Put(span int64, data []byte) error {
-	if _, err := s.file.WriteAt(data, span*s.spanSize); err != nil {
-		return err
+// forget removes the records of a file that has no bytes, before it gets its
+// size: from then on nothing tells it from one that had.
+func forget(d disk, path string) error {
+	some := false
+	for _, name := range []string{runningName, durableName} {
+		err := d.remove(path + name)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		some = some || err == nil
 	}
-	fault.Point("span written")
-	return s.set(span)
+	if !some {
+		return nil
+	}
+	return d.syncDir(path)
+}
+
+// Put implements Store. It writes again where the disk has lost spans between the
+// bytes and the bit.
+func (s *fileStore) Put(span int64, data []byte) error {
+	for {
+		mark := s.mark()
+		if s.Has(span) {
+			return nil
+		}
+		if _, err := s.file.WriteAt(data, span*s.spanSize); err != nil {
+			return err
+		}
+		fault.Point("span written")
+		if ok, err := s.set(span, mark); ok || err != nil {
+			return err
+		}
+	}
 }
 
 // Sync implements Store.
 func (s *fileStore) Sync() error { return s.sync(s.file) }
+
+// check returns a LostError where the kernel has failed to write by itself. It
+// comes neither with Sync nor with another check at the same time.
+func (s *fileStore) check() error { return s.record.check(s.file) }
 
 // Allocated implements Store.
 func (s *fileStore) Allocated() (n int64, err error) {
@@ -104,7 +149,7 @@ func (s *fileStore) Allocated() (n int64, err error) {
 	return n, nil
 }
 
-// Close implements Store.
+// Close implements Store. It does not sync: see the package's comment.
 func (s *fileStore) Close() error {
-	return errors.Join(s.sync(s.file), s.close(), s.file.Close())
+	return errors.Join(s.sure(s.file), s.record.file.Close(), s.file.Close())
 }

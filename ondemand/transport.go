@@ -1,10 +1,15 @@
 package ondemand
 
 import (
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
 )
+
+// ErrBusy says that a blob cannot be detached: a file system of it can still be
+// read.
+var ErrBusy = errors.New("its file system is still in use")
 
 // Transport connects readers in the kernel to blobs. Its kinds are packages of
 // their own; all pass package transporttest.
@@ -39,22 +44,37 @@ type Transport interface {
 	// Release says that the blob is complete. Where the transport can, it makes
 	// reads the kernel's own.
 	Release(b *Blob) error
-	// Detach ends Attach for a blob that nothing mounts any more.
+	// Detach ends Attach. As long as anybody can reach a file system of the blob
+	// that needs the transport's answers, it changes nothing and fails with
+	// ErrBusy: unmounting its mountpoint does not end that, since overlays have
+	// clones of the mount, and processes open files. The blob is served on; the
+	// caller keeps it open, and its bootstrap in its place, and comes again later
+	// or mounts it again. It does so too where it cannot tell. The caller mounts
+	// nothing of the blob meanwhile. Detaching what is not attached is no error.
 	Detach(b *Blob) error
 	// Remove frees what the kernel keeps of a detached and closed blob, and of
 	// its file system's bootstrap.
 	Remove(key Key) error
 	// Recover is called once, when the blobs of all live mounts are attached.
-	// Until then requests for others wait. It answers what a dead daemon has
-	// left.
+	// Until then requests for others wait. It has what a dead daemon has left
+	// answered, which may take long, and does not wait for that.
 	Recover()
+	// Needed reports whether reads may still come that need an answer, or waits
+	// for one: by what the kernel has, of attached blobs and of others. Whoever
+	// holds the kernel's side must not let go of it as long as it says so.
+	Needed() bool
+	// Failed gets the reason once the transport can take no more requests for
+	// good. The process must end then, for another to take over: until one does,
+	// readers wait.
+	Failed() <-chan error
 	// Drain takes no more requests and waits a while until those taken are
 	// answered. What is not, and what comes later, is left for whoever holds
 	// the kernel's side after us: from now on a fill that fails is not
 	// answered. Close comes next, when the blobs are closed.
 	Drain()
-	// Close stops taking requests and answers those taken. What the kernel does
-	// with later ones is the transport's own matter.
+	// Close stops taking requests and answers those taken, but before Recover:
+	// then they, too, are left. What the kernel does with later ones is the
+	// transport's own matter.
 	Close() error
 }
 

@@ -10,8 +10,8 @@ import (
 )
 
 // states counts layers by state and sums their disk.
-func states(n *node) (count map[string]int, disk int64) {
-	count = map[string]int{}
+func states(n *node) (count map[State]int, disk int64) {
+	count = map[State]int{}
 	list, _ := n.layers.Status()
 	for _, l := range list {
 		count[l.State]++
@@ -22,8 +22,9 @@ func states(n *node) (count map[string]int, disk int64) {
 
 func fillAll(t *testing.T, n *node) {
 	t.Helper()
-	for _, l := range n.layers.layers {
-		if err := l.blob.Fill(t.Context(), 0, l.blob.Size()); err != nil {
+	for _, d := range n.layers.all() {
+		l, _ := n.layers.snapshotOf(d)
+		if err := l.serving.blob.Fill(t.Context(), 0, l.serving.blob.Size()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -58,7 +59,7 @@ func TestEviction(t *testing.T) {
 	n.layers.Cache.MaxBytes = 1
 
 	// The view may be mounted anywhere.
-	if err := n.layers.evictOnce(n.users); err != nil {
+	if err := n.layers.evictOnce(); err != nil {
 		t.Fatal(err)
 	}
 	if count, disk := states(n); count["evicted"] != 0 || disk < full/2 { // not exactly full: delayed allocation
@@ -75,18 +76,18 @@ func TestEviction(t *testing.T) {
 	}
 
 	// A pin, as a Prepare under way has it.
-	base := digest.FromBytes(img.layers[0])
-	if n.layers.get(base) == nil {
-		t.Fatal("no base")
+	release, err := n.layers.Ensure(ctx, Target{Layer: digest.FromBytes(img.layers[0])})
+	if err != nil {
+		t.Fatal(err)
 	}
-	if err := n.layers.evictOnce(n.users); err != nil {
+	if err := n.layers.evictOnce(); err != nil {
 		t.Fatal(err)
 	}
 	if count, _ := states(n); count["evicted"] != 2 {
 		t.Errorf("%v, want two evicted and the pinned one not", count)
 	}
-	n.layers.unpin(base)
-	if err := n.layers.evictOnce(n.users); err != nil {
+	release()
+	if err := n.layers.evictOnce(); err != nil {
 		t.Fatal(err)
 	}
 	count, empty := states(n)
@@ -109,7 +110,7 @@ func TestEviction(t *testing.T) {
 	fillAll(t, n)
 	_, full = states(n)
 	n.layers.Cache.MaxBytes = full - 1
-	if err := n.layers.evictOnce(n.users); err != nil {
+	if err := n.layers.evictOnce(); err != nil {
 		t.Fatal(err)
 	}
 	if count, _ := states(n); count["evicted"] != 1 {

@@ -60,13 +60,13 @@ func (x *indexes) find(ctx context.Context, t Target) (*index.Head, error) {
 	}
 	for _, e := range artifact.Entries {
 		if e.Layer != t.Layer && slices.Contains(t.Above, e.Layer) {
-			// Not for this layer: it goes on when ctx has ended.
-			x.heads.DoChan(e.Layer.String(), func() (any, error) { return x.fetch(context.WithoutCancel(ctx), t.Ref, e) })
+			// Not for this layer: nobody waits for it yet.
+			go share(context.WithoutCancel(ctx), &x.heads, e.Layer.String(), func(ctx context.Context) (any, error) { return x.fetch(ctx, t.Ref, e) }) //nolint:errcheck // whoever needs it asks again
 		}
 	}
 	for _, e := range artifact.Entries {
 		if e.Layer == t.Layer {
-			h, err, _ := x.heads.Do(e.Layer.String(), func() (any, error) { return x.fetch(ctx, t.Ref, e) })
+			h, err := share(ctx, &x.heads, e.Layer.String(), func(ctx context.Context) (any, error) { return x.fetch(ctx, t.Ref, e) })
 			if err != nil {
 				return nil, err
 			}
@@ -89,7 +89,7 @@ func (x *indexes) artifact(ctx context.Context, t Target) (*index.Artifact, erro
 	if ok && (known.err == nil || time.Since(known.at) < keepNone) {
 		return known.artifact, known.err
 	}
-	v, err, _ := x.artifacts.Do(key, func() (any, error) { return index.Find(ctx, repo, t.Manifest) })
+	v, err := share(ctx, &x.artifacts, key, func(ctx context.Context) (any, error) { return index.Find(ctx, repo, t.Manifest) })
 	if err != nil && !errors.Is(err, index.ErrNone) {
 		return nil, err
 	}
@@ -110,7 +110,7 @@ func (x *indexes) prediction(ctx context.Context, t Target) ([]index.Run, error)
 	if t.Manifest == "" {
 		return nil, nil
 	}
-	v, err, _ := x.predictions.Do(t.Manifest.String(), func() (any, error) {
+	v, err := share(ctx, &x.predictions, t.Manifest.String(), func(ctx context.Context) (any, error) {
 		p, err := x.store.Prediction(t.Manifest)
 		if p != nil {
 			return p, nil
@@ -135,6 +135,22 @@ func (x *indexes) prediction(ctx context.Context, t Target) ([]index.Run, error)
 		return p.Of(t.Layer), nil
 	}
 	return nil, err
+}
+
+// share has one call of f serve all who ask for the same at once. It does not end
+// with the one who asked first.
+func share(ctx context.Context, g *singleflight.Group, key string, f func(context.Context) (any, error)) (any, error) {
+	done := g.DoChan(key, func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), makeTime)
+		defer cancel()
+		return f(ctx)
+	})
+	select {
+	case r := <-done:
+		return r.Val, r.Err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // fetch brings a head into the store.

@@ -1,145 +1,179 @@
 package snapshot
 
 import (
-	"encoding/json"
-	"errors"
-	"fmt"
-	"os"
-	"path/filepath"
+	"context"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/continuity"
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
 
-	"github.com/lacuna-snapshotter/lacuna/erofs"
-	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 )
 
-// Layer is one image layer on this node: its bootstrap, its blob and its mount.
-// Its directory holds
-//
-//	layer.json  what it takes to open it again; written last, by rename
-//	bootstrap   EROFS metadata, complete
-//	*.index*    the index that the bootstrap is of: see package index. It is the
-//	            layer's own: one that is made anew may lay the blob out in
-//	            another way
-//	blob*       the blob with its records: see package ondemand
+// State is where a layer is in its life: see the package's comment.
+type State string
+
+// The states of a layer. Ready is told as filling or complete.
+const (
+	Absent      State = "absent"
+	Ready       State = "ready"
+	Leaving     State = "leaving"
+	Evicted     State = "evicted"
+	Quarantined State = "quarantined"
+
+	Filling  State = "filling"
+	Complete State = "complete"
+)
+
+// Layer is one image layer on this node.
 type Layer struct {
-	state  layerState
-	dir    string
-	target string // mountpoint
+	digest digest.Digest
+	life   chan struct{} // the lifecycle lock: holds a token while it is free
 
-	// Guarded by Layers.mu.
-	err  error // why the layer is quarantined
-	used time.Time
+	// Guarded by Layers.mu. Only the holder of the lifecycle lock changes them, who
+	// therefore reads them without Layers.mu.
+	state   State
+	err     error // why the layer is quarantined
+	files   *files
+	serving *serving // nil unless ready or leaving
 
-	// Set by open, and then left alone. A quarantined or parked layer has none.
+	// Guarded by Layers.mu alone.
+	refs  int // who holds the lifecycle lock or waits for it, and pins
+	pins  int // against removal and eviction
+	used  time.Time
+	retry backoff // of making it again
+	fill  backoff // of filling it ahead
+}
+
+// serving is a layer's open blob.
+type serving struct {
 	blob   *ondemand.Blob
 	source *layerSource
 	gone   chan struct{} // closed when the blob is
 }
 
-// layerState is layer.json.
-type layerState struct {
-	Version   int
-	Layer     digest.Digest
-	Bootstrap digest.Digest // with Layer, it settles every byte of the blob
-	Ref       string        // an image reference whose repository has the layer
-	BlobSize  int64
-	SpanSize  int64
-	Inodes    int64
-	Packed    int64 // bytes of the layer in the registry
+// backoff grows the pauses between tries that fail.
+type backoff struct {
+	next time.Time
+	wait time.Duration
 }
 
-const stateVersion = 2
+const (
+	firstRetry = 2 * time.Second
+	lastRetry  = 5 * time.Minute
+)
 
-// key names the layer's blob for the kernel.
-func (l *Layer) key() ondemand.Key {
-	return ondemand.Key{Volume: "lacuna", Cookie: index.BlobName(l.state.Layer, l.state.Bootstrap)}
+func (b *backoff) failed() {
+	b.wait = min(max(2*b.wait, firstRetry), lastRetry)
+	b.next = time.Now().Add(b.wait)
 }
 
-func (l *Layer) path(name string) string { return filepath.Join(l.dir, name) }
+func (b *backoff) due() bool { return !time.Now().Before(b.next) }
 
-// clear makes room for write, of what an earlier try or a quarantined layer has
-// left. A blob stays if it is the same one, also for containers that run on; what
-// was filled for another layout goes.
-func (l *Layer) clear() error {
-	if l.mounted() {
-		if err := erofs.Unmount(l.target); err != nil {
-			return err
-		}
+// lock takes a layer's lifecycle lock. The layer is in the table until unlock,
+// also one that is absent.
+func (l *Layers) lock(ctx context.Context, d digest.Digest) (*Layer, error) {
+	l.mu.Lock()
+	layer := l.layers[d]
+	if layer == nil {
+		layer = &Layer{digest: d, life: make(chan struct{}, 1), state: Absent, used: time.Now()}
+		layer.life <- struct{}{}
+		l.layers[d] = layer
 	}
-	if old, err := readState(l.dir); err == nil && old.Bootstrap == l.state.Bootstrap {
-		return nil
+	layer.refs++
+	l.mu.Unlock()
+	select {
+	case <-layer.life:
+		return layer, nil
+	case <-ctx.Done():
+		l.unref(layer)
+		return nil, ctx.Err()
 	}
-	return os.RemoveAll(l.dir)
 }
 
-// write makes the layer's files from a head of a store. The state comes last:
-// without it the directory does not count.
-func (l *Layer) write(h *index.Head, store *index.Store) error {
-	if err := erofs.Check(h.Bootstrap, h.Map.BlobSize); err != nil {
-		return err
-	}
-	own, err := index.OpenStore(l.dir)
-	if err != nil {
-		return err
-	}
-	if err := store.Share(l.state.Layer, own); err != nil {
-		return err
-	}
-	if err := continuity.AtomicWriteFile(l.path("bootstrap"), h.Bootstrap, 0o600); err != nil {
-		return err
-	}
-	b, err := json.Marshal(l.state)
-	if err != nil {
-		return err
-	}
-	return continuity.AtomicWriteFile(l.path("layer.json"), b, 0o600)
+func (l *Layers) unlock(layer *Layer) {
+	layer.life <- struct{}{}
+	l.unref(layer)
 }
 
-// readState reads layer.json of a directory.
-func readState(dir string) (s layerState, err error) {
-	b, err := os.ReadFile(filepath.Join(dir, "layer.json"))
-	if err != nil {
-		return s, err
+func (l *Layers) unref(layer *Layer) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if layer.refs--; layer.refs == 0 && layer.state == Absent {
+		delete(l.layers, layer.digest)
 	}
-	if err := json.Unmarshal(b, &s); err != nil {
-		return s, fmt.Errorf("%s: %w", filepath.Join(dir, "layer.json"), err)
-	}
-	if s.Version != stateVersion || s.Layer.Validate() != nil || s.Bootstrap.Validate() != nil || s.Layer.Encoded() != filepath.Base(dir) {
-		return s, fmt.Errorf("%s: version %d of layer %q", filepath.Join(dir, "layer.json"), s.Version, s.Layer)
-	}
-	return s, nil
 }
 
-// mounted reports whether the mountpoint shows an EROFS file system.
-func (l *Layer) mounted() bool {
-	var st unix.Statfs_t
-	return unix.Statfs(l.target, &st) == nil && uint32(st.Type) == unix.EROFS_SUPER_MAGIC_V1
+// pin keeps a layer ready until release is called. The caller has the lifecycle
+// lock.
+func (l *Layers) pin(layer *Layer) (release func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	layer.pins++
+	layer.refs++
+	return func() {
+		l.mu.Lock()
+		layer.pins--
+		l.mu.Unlock()
+		l.unref(layer)
+	}
 }
 
-// usage is what the layer has allocated on disk.
-func (l *Layer) usage() (snapshots.Usage, error) {
-	u := snapshots.Usage{Inodes: l.state.Inodes}
-	for _, name := range []string{"layer.json", "bootstrap"} {
-		var st unix.Stat_t
-		err := unix.Stat(l.path(name), &st)
-		if errors.Is(err, unix.ENOENT) {
-			continue // quarantined, or half made
-		}
-		if err != nil {
-			return u, &os.PathError{Op: "stat", Path: l.path(name), Err: err}
-		}
-		u.Size += st.Blocks * 512 // stat(2)'s unit, whatever the file system's is
+// pinned reports whether a layer is pinned. Without a pin under the lifecycle lock
+// there is none until that is let go of.
+func (l *Layers) pinned(layer *Layer) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return layer.pins > 0
+}
+
+// touch says that a layer is used now.
+func (l *Layers) touch(layer *Layer) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	layer.used = time.Now()
+}
+
+// become changes a layer's state. The caller has the lifecycle lock.
+func (l *Layers) become(layer *Layer, s State, f *files, on *serving, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	layer.state, layer.files, layer.serving, layer.err = s, f, on, err
+	if s == Ready {
+		layer.used, layer.retry = time.Now(), backoff{}
 	}
-	if l.blob == nil {
-		return u, nil
+}
+
+// snapshotOf copies what Layers.mu guards, for those who do not hold the
+// lifecycle lock.
+func (l *Layers) snapshotOf(d digest.Digest) (view Layer, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	layer := l.layers[d]
+	if layer == nil || layer.state == Absent {
+		return Layer{}, false
 	}
-	n, err := l.blob.Allocated()
+	return *layer, true
+}
+
+// usage is what a layer has allocated on disk.
+func (l *Layers) usage(d digest.Digest) (snapshots.Usage, error) {
+	view, ok := l.snapshotOf(d)
+	if !ok {
+		return snapshots.Usage{}, nil
+	}
+	return view.usage()
+}
+
+func (layer *Layer) usage() (snapshots.Usage, error) {
+	if layer.files == nil {
+		return snapshots.Usage{}, nil
+	}
+	u, err := layer.files.usage()
+	if err != nil || layer.serving == nil {
+		return u, err
+	}
+	n, err := layer.serving.blob.Allocated()
 	u.Size += n
 	return u, err
 }

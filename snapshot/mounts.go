@@ -11,58 +11,88 @@ import (
 	"github.com/containerd/errdefs"
 )
 
+// chain is a snapshot with its parents, the nearest first.
+type chain []link
+
+type link struct {
+	id   string
+	info snapshots.Info
+}
+
+// readChain reads a snapshot and its parents, in a transaction.
+func readChain(ctx context.Context, key string) (c chain, err error) {
+	for key != "" {
+		id, info, _, err := storage.GetInfo(ctx, key)
+		if err != nil {
+			return nil, err
+		}
+		c = append(c, link{id, info})
+		key = info.Parent
+	}
+	return c, nil
+}
+
 // Mounts implements snapshots.Snapshotter.
 func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
-	var snapshot storage.Snapshot
-	var info snapshots.Info
+	var c chain
 	err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
-		if snapshot, err = storage.GetSnapshot(ctx, key); err != nil {
-			return err
-		}
-		_, info, _, err = storage.GetInfo(ctx, key)
+		c, err = readChain(ctx, key)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	return s.mounts(snapshot, info)
+	if c[0].info.Kind == snapshots.KindCommitted {
+		return nil, fmt.Errorf("snapshot %s is committed: %w", key, errdefs.ErrFailedPrecondition)
+	}
+	return s.mounts(ctx, c)
 }
 
 // lower is the directory of a committed snapshot's files.
-func (s *Snapshotter) lower(id string) (string, error) {
-	layer, ok := s.lazy(id)
-	if !ok {
-		return s.upper(id), nil
+func (s *Snapshotter) lower(ctx context.Context, of link) (string, error) {
+	t, lazy := lazyTarget(of.info.Labels)
+	if !lazy {
+		return s.upper(of.id), nil
 	}
-	path, err := s.layers.mountpoint(layer)
+	path, err := s.layers.mountpoint(ctx, t)
 	if err != nil {
-		return "", fmt.Errorf("layer %s: %w: %w", layer, err, errdefs.ErrUnavailable)
+		return "", fmt.Errorf("layer %s of %s: %w: %w", t.Layer, t.Ref, err, errdefs.ErrUnavailable)
 	}
 	return path, nil
 }
 
-func (s *Snapshotter) mounts(snapshot storage.Snapshot, info snapshots.Info) ([]mount.Mount, error) {
-	options := idMapping(info.Labels)
-	active := snapshot.Kind == snapshots.KindActive
-	if len(snapshot.ParentIDs) == 0 {
+func (s *Snapshotter) mounts(ctx context.Context, c chain) ([]mount.Mount, error) {
+	top, parents := c[0], c[1:]
+	lowers := make([]string, len(parents))
+	for i, p := range parents {
+		var err error
+		if lowers[i], err = s.lower(ctx, p); err != nil {
+			return nil, err
+		}
+	}
+	var options []string
+	if m, ok := parseMapping(top.info.Labels); ok {
+		needed, err := m.needed(lowers)
+		if err != nil {
+			return nil, err
+		}
+		if needed {
+			options = m.options()
+		}
+	}
+	active := top.info.Kind == snapshots.KindActive
+	if len(lowers) == 0 {
 		mode := "ro"
 		if active {
 			mode = "rw"
 		}
-		return bind(s.upper(snapshot.ID), append(options, mode)), nil
-	}
-	lowers := make([]string, len(snapshot.ParentIDs))
-	for i, id := range snapshot.ParentIDs {
-		var err error
-		if lowers[i], err = s.lower(id); err != nil {
-			return nil, err
-		}
+		return bind(s.upper(top.id), append(options, mode)), nil
 	}
 	if !active && len(lowers) == 1 {
 		return bind(lowers[0], append(options, "ro")), nil
 	}
 	if active {
-		options = append(options, "workdir="+s.work(snapshot.ID), "upperdir="+s.upper(snapshot.ID))
+		options = append(options, "workdir="+s.work(top.id), "upperdir="+s.upper(top.id))
 	}
 	options = append(options, "lowerdir="+strings.Join(lowers, ":"))
 	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: options}}, nil
@@ -70,16 +100,4 @@ func (s *Snapshotter) mounts(snapshot storage.Snapshot, info snapshots.Info) ([]
 
 func bind(source string, options []string) []mount.Mount {
 	return []mount.Mount{{Type: "bind", Source: source, Options: append(options, "rbind")}}
-}
-
-// idMapping are the options by which containerd maps the lower directories'
-// owners into a user namespace.
-func idMapping(labels map[string]string) (options []string) {
-	if v, ok := labels[snapshots.LabelSnapshotUIDMapping]; ok {
-		options = append(options, "uidmap="+v)
-	}
-	if v, ok := labels[snapshots.LabelSnapshotGIDMapping]; ok {
-		options = append(options, "gidmap="+v)
-	}
-	return options
 }

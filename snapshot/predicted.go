@@ -14,24 +14,41 @@ import (
 // enough that a reader's own request is not held up behind them.
 const predictedAtOnce = 3
 
-// fillPredicted fills, from the moment a layer is mounted, what the start of its
-// image is expected to read. The container is made meanwhile.
+// fillPredicted fills in the background, from the moment a layer is mounted or
+// another image comes to it, what the start of an image is expected to read. The
+// container is made meanwhile. The caller has the lifecycle lock.
 func (l *Layers) fillPredicted(layer *Layer, t Target) {
-	defer l.work.Done()
+	on, f := layer.serving, layer.files
+	if on.blob.Complete() {
+		return
+	}
+	l.start(func() { l.fillRuns(on.blob, f, t) })
+}
+
+// predictRestored does the same for the layers of an earlier run, one by one.
+func (l *Layers) predictRestored() {
+	for _, d := range l.all() {
+		view, _ := l.snapshotOf(d)
+		if l.ctx.Err() == nil && view.state == Ready && !view.serving.blob.Complete() {
+			l.fillRuns(view.serving.blob, view.files, view.files.image())
+		}
+	}
+}
+
+func (l *Layers) fillRuns(blob *ondemand.Blob, f *files, t Target) {
 	runs, err := l.indexes.prediction(l.ctx, t)
-	if err != nil && !errors.Is(err, index.ErrNone) {
+	if err != nil && !errors.Is(err, index.ErrNone) && l.ctx.Err() == nil {
 		l.Log.Warn("no prediction for an image", "image", t.Ref, "error", err)
 	}
 	var g errgroup.Group
 	g.SetLimit(predictedAtOnce)
-	size := layer.state.SpanSize
 	for _, r := range runs {
 		if l.ctx.Err() != nil {
 			break
 		}
-		g.Go(func() error { return layer.blob.FillAhead(l.ctx, r.First*size, (r.Last-r.First)*size) })
+		g.Go(func() error { return blob.FillAhead(l.ctx, r.First*f.SpanSize, (r.Last-r.First)*f.SpanSize) })
 	}
 	if err := g.Wait(); err != nil && l.ctx.Err() == nil && !errors.Is(err, ondemand.ErrClosed) {
-		l.Log.Warn("filling what the start of an image is expected to read", "layer", t.Layer, "error", err)
+		l.Log.Warn("filling what the start of an image is expected to read", "layer", f.Layer, "error", err)
 	}
 }

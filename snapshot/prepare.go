@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"syscall"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -42,106 +41,130 @@ func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snap
 }
 
 // prepareLazy mounts the layer and commits the snapshot that containerd wants
-// to see.
+// to see: one with the wanted chain ID as its label and with the wanted parent. Its
+// name is free; it is the chain ID, except where another parent has a snapshot of
+// that, as when a namespace of containerd has unpacked the layers below by itself.
 func (s *Snapshotter) prepareLazy(ctx context.Context, want extraction, key, parent string, opts []snapshots.Opt) error {
 	release, err := s.layers.Ensure(ctx, want.Target)
 	if err != nil {
 		return err
 	}
 	defer release()
-	err = s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
-		created, err := storage.CreateSnapshot(ctx, snapshots.KindActive, key, parent, opts...)
-		if err != nil {
-			return err
-		}
-		// The name of the layer is there before the snapshot is.
-		if err := os.MkdirAll(s.dir(created.ID), 0o700); err != nil {
-			return err
-		}
-		if err := os.WriteFile(filepath.Join(s.dir(created.ID), layerFile), []byte(want.Layer), 0o600); err != nil {
-			return err
-		}
-		usage, err := s.layers.usage(want.Layer)
-		if err != nil {
-			return err
-		}
-		_, err = storage.CommitActive(ctx, key, want.name, usage, opts...)
+	usage, err := s.layers.usage(want.Layer)
+	if err != nil {
 		return err
-	})
-	if errors.Is(err, errdefs.ErrAlreadyExists) {
-		if _, statErr := s.Stat(ctx, want.name); statErr == nil {
-			return nil // another Prepare was faster
-		}
 	}
-	return err
+	opts = append(opts[:len(opts):len(opts)], lazy(want.Target))
+	return s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
+		for _, name := range []string{want.name, want.name + " on " + digest.FromString(parent).Encoded()} {
+			_, there, _, err := storage.GetInfo(ctx, name)
+			if errdefs.IsNotFound(err) {
+				if _, err := storage.CreateSnapshot(ctx, snapshots.KindActive, key, parent, opts...); err != nil {
+					return err
+				}
+				_, err := storage.CommitActive(ctx, key, name, usage, opts...)
+				return err
+			}
+			if err != nil {
+				return err
+			}
+			if there.Kind == snapshots.KindCommitted && there.Parent == parent && there.Labels[snapshots.LabelSnapshotRef] == want.name {
+				return nil // of an earlier or a concurrent pull
+			}
+		}
+		return fmt.Errorf("snapshots for %s are there with other parents than %q: %w", want.name, parent, errdefs.ErrFailedPrecondition)
+	})
 }
-
-// layerFile, in a lazy snapshot's directory, holds the layer's digest.
-const layerFile = "layer"
-
-// lazy returns the layer of a lazy snapshot.
-func (s *Snapshotter) lazy(id string) (digest.Digest, bool) {
-	b, err := os.ReadFile(filepath.Join(s.dir(id), layerFile))
-	return digest.Digest(b), err == nil
-}
-
-// halfMade begins the names of directories whose snapshot is not there yet.
-const halfMade = "new-"
 
 // create makes an ordinary snapshot.
 func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, parent string, opts []snapshots.Opt) ([]mount.Mount, error) {
-	var created storage.Snapshot
-	temp, err := os.MkdirTemp(filepath.Join(s.root, "snapshots"), halfMade)
+	opts = append(opts[:len(opts):len(opts)], ordinary)
+	uid, gid, err := s.rootOwner(ctx, parent, opts)
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(temp) // it is gone after the rename
-	if err := os.Mkdir(filepath.Join(temp, "fs"), 0o755); err != nil {
+	temp, err := s.layers.dirs.temp()
+	if err != nil {
 		return nil, err
 	}
-	if kind == snapshots.KindActive {
-		if err := os.Mkdir(filepath.Join(temp, "work"), 0o711); err != nil {
-			return nil, err
-		}
+	if err := makeUpper(temp, kind, uid, gid); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(temp))
 	}
-	var info snapshots.Info
+	var c chain
 	err = s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
-		if created, err = storage.CreateSnapshot(ctx, kind, key, parent, opts...); err != nil {
+		created, err := storage.CreateSnapshot(ctx, kind, key, parent, opts...)
+		if err != nil {
 			return err
 		}
-		if _, info, _, err = storage.GetInfo(ctx, key); err != nil {
+		if c, err = readChain(ctx, key); err != nil {
 			return err
 		}
-		if len(created.ParentIDs) > 0 {
-			if err := s.copyOwner(created.ParentIDs[0], filepath.Join(temp, "fs")); err != nil {
-				return err
-			}
-		}
-		return os.Rename(temp, s.dir(created.ID))
+		// A transaction that failed has left its directory, and its ID comes again.
+		return s.layers.dirs.install(temp, s.dir(created.ID))
 	})
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, os.RemoveAll(temp)) // it is there unless it was installed
 	}
-	mounts, err := s.mounts(created, info)
+	mounts, err := s.mounts(ctx, c)
 	if err != nil {
-		return nil, errors.Join(err, s.Remove(ctx, key))
+		return nil, errors.Join(err, s.Remove(context.WithoutCancel(ctx), key))
 	}
 	return mounts, nil
 }
 
-// copyOwner gives the new root directory the owner of the parent's.
-func (s *Snapshotter) copyOwner(parentID, dir string) error {
-	parent, err := s.lower(parentID)
-	if err != nil {
+// makeUpper makes the directories of an ordinary snapshot. Their modes do not
+// depend on the process's umask.
+func makeUpper(dir string, kind snapshots.Kind, uid, gid int) error {
+	type sub struct {
+		name string
+		mode os.FileMode
+	}
+	subs := []sub{{"fs", 0o755}}
+	if kind == snapshots.KindActive {
+		subs = append(subs, sub{"work", 0o711})
+	}
+	for _, d := range subs {
+		path := filepath.Join(dir, d.name)
+		if err := errors.Join(os.Mkdir(path, 0o700), os.Chmod(path, d.mode)); err != nil {
+			return err
+		}
+	}
+	return os.Lchown(filepath.Join(dir, "fs"), uid, gid)
+}
+
+// rootOwner is who must own a new snapshot's root directory: the container's root
+// where the snapshot has a mapping, else the owner of the parent's.
+func (s *Snapshotter) rootOwner(ctx context.Context, parent string, opts []snapshots.Opt) (uid, gid int, err error) {
+	var info snapshots.Info
+	for _, opt := range opts {
+		if err := opt(&info); err != nil {
+			return 0, 0, err
+		}
+	}
+	if m, ok := parseMapping(info.Labels); ok {
+		return m.root()
+	}
+	if parent == "" {
+		return 0, 0, nil
+	}
+	var of link
+	err = s.ms.WithTransaction(ctx, false, func(ctx context.Context) error {
+		id, info, _, err := storage.GetInfo(ctx, parent)
+		of = link{id, info}
 		return err
+	})
+	if errdefs.IsNotFound(err) {
+		return 0, 0, nil // CreateSnapshot says so
 	}
-	info, err := os.Stat(parent)
 	if err != nil {
-		return err
+		return 0, 0, err
 	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return fmt.Errorf("stat %s: unexpected type", parent)
+	if of.info.Kind != snapshots.KindCommitted {
+		return 0, 0, nil // as above
 	}
-	return os.Lchown(dir, int(st.Uid), int(st.Gid))
+	dir, err := s.lower(ctx, of)
+	if err != nil {
+		return 0, 0, err
+	}
+	return owner(dir)
 }

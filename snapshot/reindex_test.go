@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"testing"
 
@@ -25,10 +26,7 @@ func lazyImage(t *testing.T, n *node) *image {
 // readsRight has a process read all of the image's only layer.
 func (i *image) readsRight(t *testing.T, n *node) {
 	t.Helper()
-	target, err := n.layers.mountpoint(digest.FromBytes(i.layers[0]))
-	if err != nil {
-		t.Fatal(err)
-	}
+	target := n.mountpoint(t, i.layers[0])
 	got, err := tree(t, []mount.Mount{{Type: "bind", Source: target, Options: []string{"ro", "rbind"}}})
 	if err != nil || got != i.unpacked(t) {
 		t.Errorf("the tree differs: %v", err)
@@ -62,18 +60,19 @@ func TestBlobOfAnotherIndex(t *testing.T) {
 	root := t.TempDir()
 	n := startForTest(t, root)
 	img := lazyImage(t, n)
-	layer := n.layers.find(digest.FromBytes(img.layers[0]))
-	if err := layer.blob.Fill(t.Context(), 0, layer.blob.Size()); err != nil {
+	layer := n.layer(t, img.layers[0])
+	blob, files := layer.serving.blob, layer.files
+	if err := blob.Fill(t.Context(), 0, blob.Size()); err != nil {
 		t.Fatal(err)
 	}
 	if err := n.tearDown(); err != nil {
 		t.Fatal(err)
 	}
 	for name, b := range map[string][]byte{
-		"blob":       bytes.Repeat([]byte("other bytes "), int(layer.blob.Size()/12+1))[:layer.blob.Size()],
+		"blob":       bytes.Repeat([]byte("other bytes "), int(blob.Size()/12+1))[:blob.Size()],
 		"layer.json": []byte("{}"),
 	} {
-		if err := os.WriteFile(layer.path(name), b, 0o600); err != nil {
+		if err := errors.Join(os.Remove(files.path(name)), os.WriteFile(files.path(name), b, 0o600)); err != nil {
 			t.Fatal(err)
 		}
 	}

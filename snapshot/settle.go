@@ -3,7 +3,11 @@ package snapshot
 import (
 	"context"
 	"errors"
+	"strings"
+	"sync"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 )
@@ -20,53 +24,106 @@ type Settle struct {
 // piece is how much is filled between two looks at the readers.
 const piece = 4 << 20
 
-// settle fills the layers one after the other, as long as nobody waits.
+// settle fills layers ahead as long as no reader waits: one layer after the other
+// of each registry, and the registries side by side, so that one that does not
+// answer holds up its own layers only.
 func (l *Layers) settle() {
-	defer l.work.Done()
 	if !l.Settle.Enabled {
 		return
 	}
+	limit := rate.NewLimiter(rate.Inf, piece)
+	if l.Settle.Rate > 0 {
+		limit.SetLimit(rate.Limit(l.Settle.Rate))
+	}
+	var mu sync.Mutex
+	busy := map[string]bool{} // registries
 	const look = 500 * time.Millisecond
 	paused := ""
-	for {
-		if why := pressed(l.Root); why != paused {
+	for sleep(l.ctx, look) {
+		if why := l.pausedBy(); why != paused {
 			l.Log.Info("filling ahead", "paused", why != "", "why", why)
 			paused = why
 		}
-		layer, off := l.nextHole()
-		wait := look
-		switch {
-		case layer == nil, l.over.Load(), paused != "":
-		case l.Engine.Quiet() < l.Settle.Quiet:
-			wait = min(look, l.Settle.Quiet)
-		default:
-			began := time.Now()
-			if err := layer.blob.FillAhead(l.ctx, off, piece); err != nil && l.ctx.Err() == nil && !errors.Is(err, ondemand.ErrClosed) {
-				l.Log.Warn("filling ahead", "layer", layer.state.Layer, "error", err)
-				wait = 10 * time.Second
-				break
-			}
-			wait = 0
-			if l.Settle.Rate > 0 {
-				wait = time.Duration(float64(piece)/float64(l.Settle.Rate)*float64(time.Second)) - time.Since(began)
-			}
+		if paused != "" || l.Engine.Quiet() < l.Settle.Quiet {
+			continue
 		}
-		if !sleep(l.ctx, wait) {
-			return
+		for registry, layer := range l.unfilled() {
+			mu.Lock()
+			taken := busy[registry]
+			busy[registry] = true
+			mu.Unlock()
+			if taken {
+				continue
+			}
+			l.start(func() {
+				l.fillLayer(layer, limit)
+				mu.Lock()
+				defer mu.Unlock()
+				delete(busy, registry)
+			})
 		}
 	}
 }
 
-// nextHole picks a layer and where its first hole is.
-func (l *Layers) nextHole() (*Layer, int64) {
+// pausedBy says why nothing should be filled ahead just now, or nothing.
+func (l *Layers) pausedBy() string {
+	if l.over.Load() {
+		return "the cache is over its limit"
+	}
+	return pressed(l.Root)
+}
+
+// unfilled picks the layer to fill next of each registry: the last used of those
+// with holes for which it is time.
+func (l *Layers) unfilled() map[string]*Layer {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	next := map[string]*Layer{}
 	for _, layer := range l.layers {
-		if layer.blob != nil && layer.err == nil && !layer.blob.Complete() {
-			return layer, layer.blob.FirstHole()
+		if layer.state != Ready || layer.serving.blob.Complete() || !layer.fill.due() {
+			continue
+		}
+		registry := registryOf(layer.files.Ref)
+		if other := next[registry]; other == nil || layer.used.After(other.used) {
+			next[registry] = layer
 		}
 	}
-	return nil, 0
+	return next
+}
+
+// registryOf is the host of an image reference.
+func registryOf(ref string) string {
+	host, _, _ := strings.Cut(ref, "/")
+	return host
+}
+
+// fillLayer fills a layer's holes, until something is more important.
+func (l *Layers) fillLayer(layer *Layer, limit *rate.Limiter) {
+	l.mu.Lock()
+	on := layer.serving
+	l.mu.Unlock()
+	if on == nil {
+		return
+	}
+	for l.ctx.Err() == nil && !on.blob.Complete() && l.pausedBy() == "" && l.Engine.Quiet() >= l.Settle.Quiet {
+		if err := limit.WaitN(l.ctx, piece); err != nil {
+			return
+		}
+		err := on.blob.FillAhead(l.ctx, on.blob.FirstHole(), piece)
+		l.mu.Lock()
+		if err != nil {
+			layer.fill.failed()
+		} else {
+			layer.fill = backoff{}
+		}
+		l.mu.Unlock()
+		if err != nil {
+			if l.ctx.Err() == nil && !errors.Is(err, ondemand.ErrClosed) {
+				l.Log.Warn("filling ahead", "layer", layer.digest, "error", err)
+			}
+			return
+		}
+	}
 }
 
 func sleep(ctx context.Context, d time.Duration) bool {

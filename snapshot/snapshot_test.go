@@ -93,12 +93,39 @@ func (n *node) stop() error {
 // tearDown removes the mounts as well.
 func (n *node) tearDown() error {
 	err := n.stop()
-	for _, l := range n.layers.layers {
-		if l.mounted() {
-			err = errors.Join(err, erofs.Unmount(l.target))
+	for _, d := range n.layers.all() {
+		if l, ok := n.layers.snapshotOf(d); ok && l.files != nil && l.files.mounted() {
+			err = errors.Join(err, erofs.Unmount(l.files.target))
 		}
 	}
 	return err
+}
+
+// layer is what a node has of an image's layer.
+func (n *node) layer(t *testing.T, packed []byte) Layer {
+	t.Helper()
+	l, ok := n.layers.snapshotOf(digest.FromBytes(packed))
+	if !ok {
+		t.Fatal("the layer is not on the node")
+	}
+	return l
+}
+
+// mountpoint is where a layer is mounted.
+func (n *node) mountpoint(t *testing.T, packed []byte) string {
+	t.Helper()
+	d := digest.FromBytes(packed)
+	uses, err := n.uses(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	from := uses[d].from
+	from.Layer = d
+	path, err := n.layers.mountpoint(t.Context(), from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 func needFanotify(t *testing.T) {
@@ -152,7 +179,7 @@ func (i *image) index(t *testing.T, n *node, layer int) {
 // labels are what containerd gives to the Prepare of a layer.
 func (i *image) labels(layer int, name string) snapshots.Opt {
 	return snapshots.WithLabels(map[string]string{
-		labelTarget:                         name,
+		snapshots.LabelSnapshotRef:          name,
 		snapshotters.TargetRefLabel:         i.reg.Ref("latest"),
 		snapshotters.TargetLayerDigestLabel: digest.FromBytes(i.layers[layer]).String(),
 	})
@@ -182,7 +209,7 @@ func prepareAll(t *testing.T, ctx context.Context, n *node, i *image) {
 			t.Fatalf("layer %d: %v", layer, err)
 		}
 		info, err := n.Stat(ctx, name)
-		if err != nil || info.Kind != snapshots.KindCommitted || info.Parent != parent || info.Labels[labelTarget] != name {
+		if err != nil || info.Kind != snapshots.KindCommitted || info.Parent != parent || info.Labels[snapshots.LabelSnapshotRef] != name {
 			t.Fatalf("%+v, %v", info, err)
 		}
 		parent = name
@@ -255,8 +282,8 @@ func TestLazyLayers(t *testing.T) {
 	if _, err := n.Prepare(ctx, "again", "", img.labels(0, "other")); !errdefs.IsAlreadyExists(err) {
 		t.Fatal(err)
 	}
-	if len(n.layers.layers) != 3 {
-		t.Errorf("%d layers", len(n.layers.layers))
+	if len(n.layers.all()) != 3 {
+		t.Errorf("%d layers", len(n.layers.all()))
 	}
 	// Containers write on top.
 	mounts, err = n.Prepare(ctx, "container", "chain2")
@@ -277,7 +304,7 @@ func TestLazyLayers(t *testing.T) {
 	if err := n.Remove(ctx, "chain2"); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("removing a parent: %v", err)
 	}
-	if err := n.Cleanup(ctx); err != nil || len(n.layers.layers) != 3 {
+	if err := n.Cleanup(ctx); err != nil || len(n.layers.all()) != 3 {
 		t.Errorf("cleanup took layers in use: %v", err)
 	}
 	for _, key := range []string{"container", "view", "chain2", "chain1"} {
@@ -288,8 +315,8 @@ func TestLazyLayers(t *testing.T) {
 	if err := n.Cleanup(ctx); err != nil {
 		t.Error(err)
 	}
-	if len(n.layers.layers) != 1 {
-		t.Errorf("%d layers left, want the one of chain0 and other", len(n.layers.layers))
+	if len(n.layers.all()) != 1 {
+		t.Errorf("%d layers left, want the one of chain0 and other", len(n.layers.all()))
 	}
 	for _, key := range []string{"chain0", "other"} {
 		if err := n.Remove(ctx, key); err != nil {
@@ -382,10 +409,7 @@ func TestReadersGetEIO(t *testing.T) {
 			n := startForTest(t, t.TempDir())
 			t.Cleanup(func() { _ = n.tearDown() })
 			img := lazyImage(t, n)
-			target, err := n.layers.mountpoint(digest.FromBytes(img.layers[0]))
-			if err != nil {
-				t.Fatal(err)
-			}
+			target := n.mountpoint(t, img.layers[0])
 			for range 500 {
 				img.reg.Fail(fault)
 			}
@@ -411,6 +435,18 @@ func TestReadersGetEIO(t *testing.T) {
 			img.readsRight(t, n) // after the faults
 		})
 	}
+}
+
+// eventually waits for what happens in the background.
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	for range 600 {
+		if holds() {
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	t.Fatalf("not within a minute: %s", what)
 }
 
 func mustRun(t *testing.T, name string, args ...string) []byte {
@@ -451,7 +487,7 @@ func TestRestartAndQuarantine(t *testing.T) {
 		img.index(t, n, layer)
 	}
 	prepareAll(t, ctx, n, img)
-	broken := n.layers.find(digest.FromBytes(img.layers[1]))
+	broken := n.layer(t, img.layers[1]).files
 	if err := n.tearDown(); err != nil { // as by a reboot: no mounts
 		t.Fatal(err)
 	}
@@ -459,6 +495,11 @@ func TestRestartAndQuarantine(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := os.MkdirAll(filepath.Join(root, "layers", "half-made"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	// Its index is not to be had, for a while.
+	away := n.store.Path(digest.FromBytes(img.layers[1]))
+	if err := os.Rename(away, away+".away"); err != nil {
 		t.Fatal(err)
 	}
 	n = startForTest(t, root)
@@ -472,17 +513,18 @@ func TestRestartAndQuarantine(t *testing.T) {
 		t.Errorf("the failed view is left: %v", err)
 	}
 	layers, _ := n.layers.Status()
-	states := map[string]int{}
+	states := map[State]int{}
 	for _, l := range layers {
 		states[l.State]++
 	}
-	if states["quarantined"] != 1 || states["filling"] != 1 {
+	if states[Quarantined] != 1 || states[Filling] != 1 {
 		t.Errorf("states %v", states)
 	}
-	// A pull of the same image mends it.
-	if _, err := n.Prepare(ctx, "mend", "chain0", img.labels(1, "mended")); !errdefs.IsAlreadyExists(err) {
+	// containerd does not ask again: it is made again by itself.
+	if err := os.Rename(away+".away", away); err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, "the broken layer is made again", func() bool { return n.layer(t, img.layers[1]).state == Ready })
 	mounts, err := n.View(ctx, "now", "chain1")
 	if err != nil {
 		t.Fatal(err)

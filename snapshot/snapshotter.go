@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"sync"
 
@@ -35,41 +34,23 @@ var (
 // New opens the snapshotter's directory and brings back the layers of an
 // earlier run. It owns layers, which it closes.
 func New(ctx context.Context, root string, layers *Layers, log *slog.Logger) (*Snapshotter, error) {
-	if err := os.MkdirAll(filepath.Join(root, "snapshots"), 0o700); err != nil {
-		return nil, err
-	}
 	ms, err := storage.NewMetaStore(filepath.Join(root, "metadata.db"))
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", filepath.Join(root, "metadata.db"), err)
 	}
 	s := &Snapshotter{root: root, ms: ms, layers: layers, log: log}
-	if err := s.removeHalfMade(); err != nil {
-		return nil, errors.Join(err, ms.Close())
-	}
+	layers.uses = s.uses
 	if err := layers.Restore(ctx); err != nil {
-		return nil, errors.Join(err, ms.Close())
+		return nil, errors.Join(err, s.Close())
 	}
 	if err := s.findUnserved(ctx); err != nil {
-		return nil, errors.Join(err, layers.Close(), ms.Close())
+		return nil, errors.Join(err, s.Close())
 	}
-	layers.work.Add(1)
-	go layers.evict(s.users)
+	layers.background()
 	return s, nil
 }
 
-// removeHalfMade removes what a Prepare of a killed daemon left.
-func (s *Snapshotter) removeHalfMade() error {
-	left, err := filepath.Glob(filepath.Join(s.root, "snapshots", halfMade+"*"))
-	if err != nil {
-		return err
-	}
-	for _, dir := range left {
-		err = errors.Join(err, os.RemoveAll(dir))
-	}
-	return err
-}
-
-func (s *Snapshotter) dir(id string) string { return filepath.Join(s.root, "snapshots", id) }
+func (s *Snapshotter) dir(id string) string { return filepath.Join(s.root, snapshotsDir, id) }
 
 func (s *Snapshotter) upper(id string) string { return filepath.Join(s.dir(id), "fs") }
 
@@ -84,9 +65,19 @@ func (s *Snapshotter) Stat(ctx context.Context, key string) (info snapshots.Info
 	return info, err
 }
 
-// Update implements snapshots.Snapshotter.
+// Update implements snapshots.Snapshotter. Our own labels stay as they are.
 func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (updated snapshots.Info, err error) {
 	err = s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
+		_, old, _, err := storage.GetInfo(ctx, info.Name)
+		if err != nil {
+			return err
+		}
+		info.Labels = without(info.Labels)
+		for k, v := range old.Labels {
+			if isOurs(k) {
+				info.Labels[k] = v
+			}
+		}
 		updated, err = storage.UpdateInfo(ctx, info, fieldpaths...)
 		return err
 	})
@@ -112,8 +103,8 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (usage snapshots.Us
 	if err != nil {
 		return snapshots.Usage{}, err
 	}
-	if layer, ok := s.lazy(id); ok {
-		return s.layers.usage(layer)
+	if t, ok := lazyTarget(info.Labels); ok {
+		return s.layers.usage(t.Layer)
 	}
 	if info.Kind == snapshots.KindActive {
 		du, err := fs.DiskUsage(ctx, s.upper(id))
@@ -122,18 +113,23 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (usage snapshots.Us
 	return usage, nil
 }
 
-// Commit implements snapshots.Snapshotter.
+// Commit implements snapshots.Snapshotter. The directory is measured before the
+// transaction, which containerd has others wait for.
 func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
+	var id string
+	err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
+		id, _, _, err = storage.GetInfo(ctx, key)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	du, err := fs.DiskUsage(ctx, s.upper(id))
+	if err != nil {
+		return err
+	}
 	return s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
-		id, _, _, err := storage.GetInfo(ctx, key)
-		if err != nil {
-			return err
-		}
-		du, err := fs.DiskUsage(ctx, s.upper(id))
-		if err != nil {
-			return err
-		}
-		_, err = storage.CommitActive(ctx, key, name, snapshots.Usage(du), opts...)
+		_, err := storage.CommitActive(ctx, key, name, snapshots.Usage(du), append(opts[:len(opts):len(opts)], ordinary)...)
 		return err
 	})
 }

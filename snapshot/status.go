@@ -21,7 +21,7 @@ type Fallback struct {
 type LayerStatus struct {
 	Layer      digest.Digest `json:"layer"`
 	Ref        string        `json:"image"`
-	State      string        `json:"state"` // "filling", "complete", "evicted" or "quarantined"
+	State      State         `json:"state"` // one of Filling, Complete, Leaving, Evicted, Quarantined
 	Reason     string        `json:"reason,omitempty"`
 	Mountpoint string        `json:"mountpoint"`
 	BlobSize   int64         `json:"blobSize"` // bytes of files
@@ -46,31 +46,41 @@ func (l *Layers) fallBack(want extraction, err error) {
 
 // Status lists the layers and the fallbacks, in a fixed order.
 func (l *Layers) Status() ([]LayerStatus, []Fallback) {
+	layers := []LayerStatus{}
+	for _, d := range l.all() {
+		view, ok := l.snapshotOf(d)
+		if ok {
+			layers = append(layers, view.status())
+		}
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	layers := []LayerStatus{}
-	for d, layer := range l.layers {
-		s := LayerStatus{
-			Layer: d, Ref: layer.state.Ref, State: "filling", Mountpoint: layer.target,
-			BlobSize: layer.state.BlobSize, Packed: layer.state.Packed,
-		}
-		if usage, err := layer.usage(); err == nil {
-			s.Allocated = usage.Size
-		}
-		switch {
-		case layer.err != nil:
-			s.State, s.Reason = "quarantined", layer.err.Error()
-		case layer.blob == nil:
-			s.State = "evicted"
-		case layer.blob.Complete():
-			s.State = "complete"
-		}
-		if layer.blob != nil {
-			s.Filled = layer.blob.Filled()
-		}
-		layers = append(layers, s)
-	}
 	slices.SortFunc(layers, func(a, b LayerStatus) int { return cmp.Compare(a.Layer, b.Layer) })
 	fallbacks := slices.SortedFunc(maps.Values(l.fallbacks), func(a, b Fallback) int { return a.Time.Compare(b.Time) })
 	return layers, fallbacks
+}
+
+func (layer *Layer) status() LayerStatus {
+	s := LayerStatus{Layer: layer.digest, State: layer.state}
+	if layer.err != nil {
+		s.Reason = layer.err.Error()
+	}
+	f := layer.files
+	if f == nil {
+		return s
+	}
+	s.Ref, s.Mountpoint, s.BlobSize, s.Packed = f.Ref, f.target, f.BlobSize, f.Packed
+	if usage, err := layer.usage(); err == nil {
+		s.Allocated = usage.Size
+	}
+	if on := layer.serving; on != nil {
+		s.Filled = on.blob.Filled()
+		if layer.state == Ready {
+			s.State = Filling
+			if on.blob.Complete() {
+				s.State = Complete
+			}
+		}
+	}
+	return s
 }

@@ -50,11 +50,12 @@ func TestThousandLayers(t *testing.T) {
 	}
 	for i := range layers {
 		d := digest.FromString(fmt.Sprint(i))
-		dir := filepath.Join(root, "layers", d.Encoded())
+		s := layerState{Version: stateVersion, Layer: d, Bootstrap: digest.FromBytes(bootstrap), Mountpoint: d.Encoded()[:12], Ref: "registry.example/app:1", BlobSize: tree.BlobSize, SpanSize: 64 << 10}
+		dir := s.at(root).dir
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		state, err := json.Marshal(layerState{Version: stateVersion, Layer: d, Bootstrap: digest.FromBytes(bootstrap), Ref: "registry.example/app:1", BlobSize: tree.BlobSize, SpanSize: 64 << 10})
+		state, err := json.Marshal(s)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/continuity"
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -50,12 +51,12 @@ func (s *Snapshotter) findUnserved(ctx context.Context) error {
 	if len(replaced) == 0 {
 		return nil
 	}
-	users, err := s.users(ctx)
+	uses, err := s.uses(ctx)
 	if err != nil {
 		return err
 	}
 	for _, layer := range replaced {
-		u := Unserved{layer, s.layers.Transport.Name(), time.Now().UTC(), users[layer]}
+		u := Unserved{layer, s.layers.Transport.Name(), time.Now().UTC(), uses[layer].snapshots}
 		s.log.Error("a mount was not served for some time: containers on it may have read "+u.Reads()+" in place of holes; restart them",
 			"layer", layer, "transport", u.Transport, "snapshots", u.Snapshots)
 		list = append(list, u)
@@ -107,26 +108,38 @@ func (s *Snapshotter) writeUnserved(list []Unserved) error {
 	return continuity.AtomicWriteFile(filepath.Join(s.root, unservedFile), b, 0o600)
 }
 
-// users maps layers to the snapshots that something may have mounted: active
-// ones and views, by their keys.
-func (s *Snapshotter) users(ctx context.Context) (users map[digest.Digest][]string, err error) {
-	users = map[digest.Digest][]string{}
+// uses tells what the snapshots make of each layer.
+func (s *Snapshotter) uses(ctx context.Context) (uses map[digest.Digest]use, err error) {
+	uses = map[digest.Digest]use{}
 	err = s.ms.WithTransaction(ctx, false, func(ctx context.Context) error {
-		return storage.WalkInfo(ctx, func(ctx context.Context, info snapshots.Info) error {
-			if info.Kind == snapshots.KindCommitted {
-				return nil
-			}
-			snapshot, err := storage.GetSnapshot(ctx, info.Name)
-			if err != nil {
-				return err
-			}
-			for _, id := range snapshot.ParentIDs {
-				if layer, ok := s.lazy(id); ok {
-					users[layer] = append(users[layer], info.Name)
-				}
-			}
+		all := map[string]snapshots.Info{}
+		err := storage.WalkInfo(ctx, func(_ context.Context, info snapshots.Info) error {
+			all[info.Name] = info
 			return nil
 		})
+		if err != nil && !errdefs.IsNotFound(err) { // there has never been a snapshot
+			return err
+		}
+		for _, info := range all {
+			if t, ok := lazyTarget(info.Labels); ok {
+				u := uses[t.Layer]
+				u.stands, u.from = true, t
+				uses[t.Layer] = u
+			}
+		}
+		for key, info := range all {
+			if info.Kind == snapshots.KindCommitted {
+				continue
+			}
+			for parent := info.Parent; parent != ""; parent = all[parent].Parent {
+				if t, ok := lazyTarget(all[parent].Labels); ok {
+					u := uses[t.Layer]
+					u.snapshots = append(u.snapshots, key)
+					uses[t.Layer] = u
+				}
+			}
+		}
+		return nil
 	})
-	return users, err
+	return uses, err
 }

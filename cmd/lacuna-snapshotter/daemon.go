@@ -110,7 +110,7 @@ const lockTime = 5 * time.Second
 
 // lockRoot keeps a second daemon out of the directory.
 func lockRoot(root string) (*os.File, error) {
-	if err := os.MkdirAll(root, 0o711); err != nil {
+	if err := os.MkdirAll(root, 0o700); err != nil {
 		return nil, err
 	}
 	f, err := os.OpenFile(filepath.Join(root, "lock"), os.O_RDWR|os.O_CREATE, 0o600)

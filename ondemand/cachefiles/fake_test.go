@@ -25,6 +25,8 @@ type fake struct {
 
 	mu       sync.Mutex
 	queue    [][]byte
+	failing  []error // what the next reads give
+	edge     bool    // something was queued since the last wait, which tells once
 	woken    bool
 	changed  chan struct{} // replaced with every change
 	answers  map[uint32][]string
@@ -45,18 +47,20 @@ func (k *fake) push(b []byte) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.queue = append(k.queue, b)
+	k.edge = true
 	k.change()
 }
 
 func (k *fake) wait() (bool, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for len(k.queue) == 0 && !k.woken {
+	for !k.edge && !k.woken {
 		changed := k.changed
 		k.mu.Unlock()
 		<-changed
 		k.mu.Lock()
 	}
+	k.edge = false
 	if k.woken {
 		return false, errWoken
 	}
@@ -73,6 +77,11 @@ func (k *fake) wake() {
 func (k *fake) read(p []byte) (int, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if len(k.failing) > 0 && len(k.queue) > 0 {
+		err := k.failing[0]
+		k.failing = k.failing[1:]
+		return 0, err
+	}
 	if len(k.queue) == 0 {
 		return 0, nil
 	}

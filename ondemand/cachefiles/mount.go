@@ -74,7 +74,7 @@ func (s *Server) rebind(b *ondemand.Blob) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, o := range s.objects {
-		if o.cookie == b.Key().Cookie && baseDomain(domain(o.volume)) == b.Key().Volume && o.bound() != nil {
+		if o.of(b.Key()) && o.bound() != nil {
 			s.goDo(func() {
 				if err := s.bind(o, b); err != nil && !errors.Is(err, errClosed) {
 					s.Log.Error("looking at a cache file", "cookie", o.cookie, "error", err)
@@ -92,16 +92,59 @@ func (s *Server) Revive(*ondemand.Blob) error {
 	return errors.New("the kernel's cache has died with all holders of its device")
 }
 
-// Detach implements ondemand.Transport.
+// Detach implements ondemand.Transport. Here the server itself has the bootstrap
+// open; but the kernel has a blob's objects open as long as its file system is
+// mounted, and tells when it closes them.
 func (s *Server) Detach(b *ondemand.Blob) error {
 	s.mu.Lock()
 	boot := s.bootstraps[b.Key()]
-	delete(s.bootstraps, b.Key())
 	s.mu.Unlock()
 	if boot == nil {
 		return nil
 	}
+	late := time.After(closeTime)
+	for _, blob := range []*ondemand.Blob{b, boot.blob} {
+		for _, o := range s.openObjects(blob.Key()) {
+			select {
+			case <-o.gone:
+			case <-late:
+				return fmt.Errorf("detach %s: %w", b.Key(), ondemand.ErrBusy)
+			}
+		}
+	}
+	s.mu.Lock()
+	ours := s.bootstraps[b.Key()] == boot
+	if ours {
+		delete(s.bootstraps, b.Key())
+	}
+	s.mu.Unlock()
+	if !ours {
+		return nil
+	}
 	return errors.Join(boot.blob.Close(), boot.file.Close())
+}
+
+// closeTime is how long Detach waits for the kernel to close objects after the last
+// unmount, which it does in a moment, on its own time.
+const closeTime = 300 * time.Millisecond
+
+// openObjects are those that the kernel has open for a key.
+func (s *Server) openObjects(key ondemand.Key) (list []*object) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range s.objects {
+		if o.of(key) {
+			list = append(list, o)
+		}
+	}
+	return list
+}
+
+// Needed implements ondemand.Transport.
+func (s *Server) Needed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.objects) > 0
 }
 
 // Release implements ondemand.Transport. The kernel goes on to look for holes by

@@ -9,6 +9,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/ondemand"
 )
 
 const blockSize = 4096 // of direct I/O, CACHEFILES_DIO_BLOCK_SIZE
@@ -29,6 +31,12 @@ type object struct {
 }
 
 var errClosed = errors.New("the kernel has closed the object")
+
+// of reports whether the object is a key's. In v5 there is no domain.
+func (o *object) of(key ondemand.Key) bool {
+	volume := baseDomain(domain(o.volume))
+	return o.cookie == key.Cookie && (volume == "" || volume == key.Volume)
+}
 
 // use calls f with the descriptor, which is not closed meanwhile.
 func (o *object) use(f func(fd int) error) error {

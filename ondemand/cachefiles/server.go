@@ -48,12 +48,14 @@ type Server struct {
 	ctx    context.Context // of all fills; ends with Close
 	cancel context.CancelFunc
 	loop   chan struct{} // closed when no more requests are read
+	failed chan error
 	cull   chan struct{} // the kernel asks for culling
 	work   sync.WaitGroup
 
 	seen func(message) // for tests: every request, in order
 
 	stopping  sync.Once
+	stopped   atomic.Bool
 	leaving   atomic.Bool
 	recovered chan struct{} // closed by Recover
 
@@ -93,7 +95,7 @@ func newServer(k kernel, o Options) *Server {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Server{
 		Options: o, kernel: k, ctx: ctx, cancel: cancel,
-		loop: make(chan struct{}), cull: make(chan struct{}, 1), recovered: make(chan struct{}),
+		loop: make(chan struct{}), failed: make(chan error, 1), cull: make(chan struct{}, 1), recovered: make(chan struct{}),
 		objects: map[uint32]*object{}, reading: map[request]bool{}, bootstraps: map[ondemand.Key]*bootstrap{},
 	}
 }
@@ -144,8 +146,25 @@ func (s *Server) register(m message) *object {
 // Name implements ondemand.Transport.
 func (s *Server) Name() string { return "cachefiles" }
 
-// Recover implements ondemand.Transport.
+// Failed implements ondemand.Transport.
+func (s *Server) Failed() <-chan error { return s.failed }
+
+// Recover implements ondemand.Transport. What a dead daemon has left comes from the
+// kernel again.
 func (s *Server) Recover() { close(s.recovered) }
+
+// early reports whether Recover was not called yet.
+func (s *Server) early() bool {
+	select {
+	case <-s.recovered:
+		return false
+	default:
+		return true
+	}
+}
+
+// successive reports whether a request that fails now is left for the next daemon.
+func (s *Server) successive() bool { return s.leaving.Load() && s.Keeper != nil }
 
 // Drain implements ondemand.Transport.
 func (s *Server) Drain() {
@@ -156,11 +175,17 @@ func (s *Server) Drain() {
 
 // Close implements ondemand.Transport. Fills under way are ended.
 func (s *Server) Close() error {
+	if s.early() {
+		s.leaving.Store(true) // what is not attached yet must not fail for it
+	}
 	s.cancel()
 	s.stop()
 	s.work.Wait()
 	s.mu.Lock()
 	objects := s.objects
+	if len(objects) > 0 {
+		s.Log.Info("reads are left to whoever holds the cachefiles device; without a holder they give EIO", "objects", len(objects))
+	}
 	s.objects = map[uint32]*object{}
 	s.mu.Unlock()
 	var errs []error
@@ -173,16 +198,19 @@ func (s *Server) Close() error {
 // stop ends the reader.
 func (s *Server) stop() {
 	s.stopping.Do(func() {
+		s.stopped.Store(true)
 		s.kernel.wake()
 		<-s.loop
 		close(s.cull)
 	})
 }
 
-// read is the loop. It reads until the queue is empty, then waits.
+// read is the loop. It reads until the queue is empty, then waits. After an error
+// it reads on: the kernel tells only once that there is something to read.
 func (s *Server) read() {
 	defer close(s.loop)
 	b := make([]byte, maxMessage)
+	pace := ondemand.Pace{Log: s.Log, What: "reading cachefiles requests"}
 	for {
 		n, err := s.kernel.read(b)
 		switch {
@@ -190,26 +218,43 @@ func (s *Server) read() {
 			// EEXIST: an OPEN for an object that has a descriptor, which the
 			// kernel has answered.
 			continue
-		case err != nil && !errors.Is(err, unix.EAGAIN):
-			s.Log.Error("reading cachefiles requests", "error", err)
-		case n > 0:
+		case err == nil && n > 0:
+			pace.Good()
 			s.take(b[:n])
 			continue
+		case err == nil, errors.Is(err, unix.EAGAIN):
+			pace.Good()
+			err = s.wait()
 		}
-		cull, err := s.kernel.wait()
-		if err != nil {
-			if !errors.Is(err, errWoken) {
-				s.Log.Error("waiting for cachefiles requests", "error", err)
-			}
+		switch {
+		case err == nil:
+		case errors.Is(err, errWoken):
 			return
-		}
-		if cull {
-			select {
-			case s.cull <- struct{}{}:
-			default:
+		case errors.Is(err, unix.EBADF), errors.Is(err, unix.EFAULT), errors.Is(err, unix.EINVAL):
+			// What we ask is wrong, and stays so.
+			s.Log.Error("reading cachefiles requests", "error", err)
+			s.failed <- err
+			return
+		default:
+			pace.Failed(err)
+			if s.stopped.Load() {
+				return
 			}
 		}
 	}
+}
+
+// wait returns when there may be requests, and has culling started that is asked
+// for.
+func (s *Server) wait() error {
+	cull, err := s.kernel.wait()
+	if cull {
+		select {
+		case s.cull <- struct{}{}:
+		default:
+		}
+	}
+	return err
 }
 
 // take starts the answer to a request. What orders requests of one object is
@@ -264,7 +309,7 @@ func (s *Server) take(b []byte) {
 		s.goDo(func() {
 			filled := s.fill(m, o)
 			s.done(r)
-			if filled || !s.leaving.Load() || s.Keeper == nil {
+			if filled || !s.successive() {
 				s.complete(m, o)
 			} // else it is restored for the successor
 		})
@@ -291,6 +336,9 @@ func (s *Server) done(r request) {
 func (s *Server) open(m message, o *object) {
 	defer close(o.opened)
 	b := s.find(m)
+	if b == nil && s.early() && s.successive() {
+		return // restored for the successor, as when it was read of a dead daemon
+	}
 	if b == nil {
 		s.Log.Warn("the kernel asks for keys that are not attached", "volume", m.volume, "cookie", m.cookie)
 		s.reply(openReply(s.dialect, m, -int64(unix.ENOENT)), m)
@@ -376,7 +424,7 @@ func (s *Server) fill(m message, o *object) bool {
 		b = s.lookup(st.key)
 	}
 	if b == nil {
-		s.Log.Error("read fails with EIO: its layer is not attached", "request", m)
+		ondemand.LogFailure(s.Log, s.successive(), errors.New("its layer is not attached"), "request", m)
 		return false
 	}
 	if st.covers(m.off, m.n) {
@@ -385,7 +433,7 @@ func (s *Server) fill(m message, o *object) bool {
 		}
 	}
 	if err := b.Fill(s.ctx, m.off, m.n); err != nil {
-		ondemand.LogFailure(s.Log, s.leaving.Load() && s.Keeper != nil, err)
+		ondemand.LogFailure(s.Log, s.successive(), err)
 		return false
 	}
 	return true

@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/ondemand"
 )
 
 // Fetch implements ondemand.Source.
@@ -378,4 +381,73 @@ func TestCloseAnswersAll(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestReadsFailForAWhile has the kernel unable to make a descriptor for an OPEN,
+// with more requests queued that it will tell of no more.
+func TestReadsFailForAWhile(t *testing.T) {
+	s := script(t, Mainline)
+	object := s.opened(1, 7)
+	s.mu.Lock()
+	s.failing = []error{unix.EMFILE, unix.ENOMEM, unix.EINTR, unix.EIO}
+	for id := range uint32(3) {
+		s.queue = append(s.queue, encodeRead(Mainline, 10+id, object, int64(id)*testSpan, testSpan))
+	}
+	s.edge = true
+	s.change()
+	s.mu.Unlock()
+	for id := range uint32(3) {
+		s.answered(10+id, 1)
+	}
+	select {
+	case err := <-s.server.Failed():
+		t.Error("failed for good:", err)
+	default:
+	}
+}
+
+// TestReadsFailForGood has the process told that it is deaf.
+func TestReadsFailForGood(t *testing.T) {
+	s := script(t, Mainline)
+	s.mu.Lock()
+	s.failing = []error{unix.EBADF}
+	s.mu.Unlock()
+	s.push(encodeClose(1, 7))
+	if err := <-s.server.Failed(); !errors.Is(err, unix.EBADF) {
+		t.Error(err)
+	}
+}
+
+// TestDetachWaitsForTheKernel detaches a blob before and after the kernel has closed
+// its object, as it does after the last unmount.
+func TestDetachWaitsForTheKernel(t *testing.T) {
+	s := script(t, Mainline)
+	boot := filepath.Join(t.TempDir(), "bootstrap")
+	if err := os.WriteFile(boot, make([]byte, testSpan), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.server.Attach(s.blob, boot); err != nil {
+		t.Fatal(err)
+	}
+	object := s.opened(1, 7)
+	for range 2 {
+		if err := s.server.Detach(s.blob); !errors.Is(err, ondemand.ErrBusy) {
+			t.Fatal(err)
+		}
+	}
+	if !s.server.Needed() {
+		t.Error("not needed, with an object open")
+	}
+	s.push(encodeRead(Mainline, 2, object, 0, testSpan)) // it is served on
+	s.answered(2, 1)
+	s.filled(1, 0, testSpan)
+	s.push(encodeClose(3, 7))
+	for range 2 {
+		if err := s.server.Detach(s.blob); err != nil {
+			t.Error(err)
+		}
+	}
+	if s.server.Needed() {
+		t.Error("needed, with no object open")
+	}
 }

@@ -6,8 +6,6 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/lacuna-snapshotter/lacuna/internal/descriptor"
 )
 
 // NewGroup makes a group for pre-content events. Whoever holds a descriptor of
@@ -15,7 +13,9 @@ import (
 func NewGroup() (*os.File, error) {
 	flags := uint(unix.FAN_CLASS_PRE_CONTENT | unix.FAN_CLOEXEC | unix.FAN_NONBLOCK |
 		unix.FAN_UNLIMITED_QUEUE | unix.FAN_UNLIMITED_MARKS)
-	fd, err := unix.FanotifyInit(flags, unix.O_RDWR|unix.O_LARGEFILE|unix.O_CLOEXEC)
+	// Events' descriptors only name their file, so they are read-only: a file system
+	// that was remounted read-only gives no others, and what is filled can be read.
+	fd, err := unix.FanotifyInit(flags, unix.O_RDONLY|unix.O_LARGEFILE|unix.O_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("fanotify_init: %w%s", err, hint(err))
 	}
@@ -36,17 +36,6 @@ func hint(err error) string {
 	return ""
 }
 
-// mark adds or removes the mark on a file.
-func mark(group *os.File, op uint, path string) error {
-	err := descriptor.Use(group, func(fd int) error {
-		return unix.FanotifyMark(fd, op, unix.FAN_PRE_ACCESS, unix.AT_FDCWD, path)
-	})
-	if err != nil {
-		return fmt.Errorf("fanotify_mark %s: %w%s", path, err, hint(err))
-	}
-	return nil
-}
-
 // Probe reports whether pre-content events work for files in dir.
 func Probe(dir string) error {
 	group, err := NewGroup()
@@ -60,5 +49,5 @@ func Probe(dir string) error {
 	}
 	defer os.Remove(f.Name())
 	defer f.Close()
-	return mark(group, unix.FAN_MARK_ADD, f.Name())
+	return mark(group, unix.FAN_MARK_ADD, f)
 }

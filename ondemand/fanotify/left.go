@@ -2,8 +2,15 @@ package fanotify
 
 import (
 	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
 	"slices"
+	"sync"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
 )
 
@@ -36,12 +43,30 @@ type left struct {
 	slot int
 }
 
+// number is a descriptor number that dead events have. Answers go by number, to
+// the eldest event of it; so no event of ours is answered before those are.
+type number struct {
+	events []left
+	// held is a descriptor of ours with that number, so that the kernel gives it
+	// to no new event; -1 where it was in use already. It may come free then, and a
+	// new event get it, which waits.
+	held    int
+	settled chan struct{} // closed when the events are answered
+	once    sync.Once
+}
+
 // leftovers finds what a dead daemon has not answered, by number, and perhaps some
 // that it has: a second answer does no harm once all of a number are filled. What
 // was in the inbox only has a slot afterwards, since the next read goes there, and
 // we may die as well.
-func leftovers(j *journal.Journal) (list map[int32][]left, err error) {
-	list = map[int32][]left{}
+func leftovers(j *journal.Journal, log *slog.Logger) (numbers map[int32]*number, err error) {
+	numbers = map[int32]*number{}
+	of := func(fd int32) *number {
+		if numbers[fd] == nil {
+			numbers[fd] = &number{held: -1, settled: make(chan struct{})}
+		}
+		return numbers[fd]
+	}
 	ne := binary.NativeEndian
 	found := j.Left()
 	for i, b := range found.Slots {
@@ -50,20 +75,128 @@ func leftovers(j *journal.Journal) (list map[int32][]left, err error) {
 		}
 		l := left{slot: i, file: inode{ne.Uint64(b[4:]), ne.Uint64(b[12:])}}
 		l.fd, l.off, l.count = int32(ne.Uint32(b)), int64(ne.Uint64(b[20:])), int64(ne.Uint64(b[28:]))
-		list[l.fd] = append(list[l.fd], l)
+		n := of(l.fd)
+		n.events = append(n.events, l)
 	}
 	// Where the length is not noted, events of earlier reads may stand in the
 	// inbox too. They have been answered; taking them costs a refused answer.
 	events, err := decode(found.Inbox)
-	if !found.Noted {
-		err = nil
+	if err != nil && found.Noted {
+		log.Error("reading the journal of the last daemon", "error", err)
 	}
 	for _, e := range events {
-		known := slices.ContainsFunc(list[e.fd], func(l left) bool { return l.off == e.off && l.count == e.count })
-		if e.fd >= 0 && !known {
-			list[e.fd] = append(list[e.fd], left{event: e, slot: j.Put(encodeSlot(e, inode{}))})
+		if e.fd < 0 {
+			continue
 		}
+		n := of(e.fd)
+		if slices.ContainsFunc(n.events, func(l left) bool { return l.off == e.off && l.count == e.count }) {
+			continue
+		}
+		slot, err := j.Put(encodeSlot(e, inode{}))
+		if err != nil {
+			return nil, err // it stays in the inbox
+		}
+		n.events = append(n.events, left{event: e, slot: slot})
 	}
 	j.Emptied(len(j.Inbox()))
-	return list, err
+	return numbers, nil
+}
+
+// reserve takes the numbers.
+func reserve(numbers map[int32]*number) error {
+	if len(numbers) == 0 {
+		return nil
+	}
+	null, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	for at, n := range numbers {
+		if int(at) == null {
+			continue
+		}
+		fd, err := unix.FcntlInt(uintptr(null), unix.F_DUPFD_CLOEXEC, int(at))
+		switch {
+		case errors.Is(err, unix.EMFILE): // it is ours, and all above
+		case errors.Is(err, unix.EINVAL): // above RLIMIT_NOFILE: nothing gets it
+		case err != nil:
+			return fmt.Errorf("reserve descriptor %d of an event: %w", at, err)
+		case fd == int(at):
+			n.held = fd
+		default:
+			unix.Close(fd)
+		}
+	}
+	if n := numbers[int32(null)]; n != nil {
+		n.held = null
+		return nil
+	}
+	return unix.Close(null)
+}
+
+// Recover implements ondemand.Transport. Each number is free again when its events
+// are answered.
+func (s *Server) Recover() {
+	close(s.recovered)
+	if len(s.numbers) > 0 {
+		s.log.Info("answering what the last daemon has left", "numbers", len(s.numbers))
+	}
+	for fd, n := range s.numbers {
+		s.goDo(func() { s.answerLeft(fd, n) })
+	}
+}
+
+// answerLeft answers the events that may have a number. There may be several: one
+// that was answered, whose number was used again. So all are filled before any is
+// answered.
+func (s *Server) answerLeft(fd int32, n *number) {
+	var errno unix.Errno
+	for _, l := range n.events {
+		errno = max(errno, s.fillLeft(l))
+	}
+	if errno != 0 && s.leaving() {
+		return // the successor finds them in the journal
+	}
+	s.settle(fd, n, errno)
+}
+
+// settle answers the events of a number, once.
+func (s *Server) settle(fd int32, n *number, errno unix.Errno) {
+	n.once.Do(func() {
+		for _, l := range n.events {
+			s.respond(fd, errno)
+			s.journal.Clear(l.slot)
+		}
+		close(n.settled)
+		n.free()
+	})
+}
+
+// free lets the kernel give the number to new events.
+func (n *number) free() {
+	if n.held >= 0 {
+		unix.Close(n.held)
+	}
+}
+
+// fillLeft fills an event's range: in its blob or, where the daemon died before
+// it knew which that was, in every blob that has such a range.
+func (s *Server) fillLeft(l left) unix.Errno {
+	s.mu.RLock()
+	var blobs []*ondemand.Blob
+	for id, a := range s.attached {
+		if id == l.file || l.file == (inode{}) {
+			blobs = append(blobs, a.blob)
+		}
+	}
+	s.mu.RUnlock()
+	if len(blobs) == 0 {
+		return unix.EIO
+	}
+	for _, b := range blobs {
+		if errno := s.fillBlob(b, l.event); errno != 0 {
+			return errno
+		}
+	}
+	return 0
 }

@@ -3,7 +3,6 @@ package fanotify
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"sync"
@@ -11,7 +10,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/lacuna-snapshotter/lacuna/erofs"
 	"github.com/lacuna-snapshotter/lacuna/internal/fault"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
@@ -23,14 +21,12 @@ type Server struct {
 	journal *journal.Journal
 	log     *slog.Logger
 	self    int32
-
-	left     map[int32][]left // of a dead daemon, by number, until Recover
-	reserved []int            // descriptors that keep those numbers from being used
-	clashes  map[int32]bool   // of those numbers, what we had in use already
+	numbers map[int32]*number // of a dead daemon's events; not changed after Serve
 
 	ctx    context.Context // of all fills; ends with Close
 	cancel context.CancelFunc
 	loop   chan struct{} // closed when no more events are read
+	failed chan error
 	work   sync.WaitGroup
 
 	recovered chan struct{} // closed by Recover
@@ -38,210 +34,60 @@ type Server struct {
 	taking   sync.Mutex
 	draining bool
 
-	mu    sync.RWMutex
-	blobs map[inode]*ondemand.Blob
+	mu       sync.RWMutex
+	attached map[inode]*attached
 }
-
-// inode is a file's identity.
-type inode struct{ dev, ino uint64 }
-
-func identity(st *unix.Stat_t) inode { return inode{st.Dev, st.Ino} }
 
 // Serve answers the events of a group, which it owns from now on with its
 // journal, until Close. Once all blobs of live mounts are attached, Recover must
-// be called: until then requests for files that are not attached wait. It
-// answers what a dead daemon has left, too.
+// be called: until then requests for files that are not attached wait.
 func Serve(group *os.File, j *journal.Journal, log *slog.Logger) (*Server, error) {
+	numbers, err := leftovers(j, log)
+	if err != nil {
+		return nil, err
+	}
+	if err := reserve(numbers); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Server{
-		group: group, journal: j, log: log, self: int32(os.Getpid()),
-		ctx: ctx, cancel: cancel, loop: make(chan struct{}), recovered: make(chan struct{}),
-		blobs: map[inode]*ondemand.Blob{}, clashes: map[int32]bool{},
-	}
-	var err error
-	if s.left, err = leftovers(j); err != nil {
-		log.Error("reading the journal of the last daemon", "error", err)
-	}
-	if err := s.reserve(); err != nil {
-		cancel()
-		return nil, err
+		group: group, journal: j, log: log, self: int32(os.Getpid()), numbers: numbers,
+		ctx: ctx, cancel: cancel, loop: make(chan struct{}), failed: make(chan error, 1), recovered: make(chan struct{}),
+		attached: map[inode]*attached{},
 	}
 	go s.read()
 	return s, nil
 }
 
-// reserve takes the descriptor numbers that unanswered events have, so that no
-// new event gets one of them: answers go by number, to the eldest event of it.
-// A number that is ours already may come free before Recover, and a new event get
-// it; that waits then.
-func (s *Server) reserve() error {
-	if len(s.left) == 0 {
-		return nil
-	}
-	null, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	s.reserved = append(s.reserved, null)
-	for number := range s.left {
-		fd, err := unix.FcntlInt(uintptr(null), unix.F_DUPFD_CLOEXEC, int(number))
-		if err != nil {
-			return fmt.Errorf("reserve descriptor %d of an event: %w", number, err)
-		}
-		s.reserved = append(s.reserved, fd)
-		if fd != int(number) {
-			s.clashes[number] = true
-		}
-	}
-	return nil
-}
-
-// Recover implements ondemand.Transport.
-func (s *Server) Recover() {
-	var wg sync.WaitGroup
-	for number, list := range s.left {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			s.answerLeft(number, list)
-		}()
-	}
-	wg.Wait()
-	if len(s.left) > 0 {
-		s.log.Info("answered what the last daemon had left", "events", len(s.left))
-	}
-	for _, fd := range s.reserved {
-		unix.Close(fd)
-	}
-	s.left, s.reserved = nil, nil
-	close(s.recovered)
-}
-
-// answerLeft answers the events that may have a number. There may be several: one
-// that was answered, whose number was used again. So all are filled before any is
-// answered.
-func (s *Server) answerLeft(number int32, list []left) {
-	var errno unix.Errno
-	for _, l := range list {
-		errno = max(errno, s.fillLeft(l))
-	}
-	for _, l := range list {
-		if _, err := s.group.Write(answer(number, errno)); err != nil && !errors.Is(err, unix.ENOENT) {
-			s.log.Error("answering an event of the last daemon", "error", err)
-		}
-		s.journal.Clear(l.slot)
-	}
-}
-
-// fillLeft fills an event's range: in its blob or, where the daemon died before
-// it knew which that was, in every blob that has such a range.
-func (s *Server) fillLeft(l left) unix.Errno {
-	s.mu.RLock()
-	var blobs []*ondemand.Blob
-	for id, b := range s.blobs {
-		if id == l.file || l.file == (inode{}) {
-			blobs = append(blobs, b)
-		}
-	}
-	s.mu.RUnlock()
-	if len(blobs) == 0 {
-		return unix.EIO
-	}
-	for _, b := range blobs {
-		if errno := s.fillBlob(b, l.event); errno != 0 {
-			return errno
-		}
-	}
-	return 0
-}
-
 // Name implements ondemand.Transport.
 func (s *Server) Name() string { return "fanotify" }
 
-// Store implements ondemand.Transport: blobs are files.
-func (s *Server) Store(ondemand.Key, int64, int64) (ondemand.Store, error) { return nil, nil }
-
-// Serves implements ondemand.Transport: complete blobs are the kernel's own.
-func (s *Server) Serves(b *ondemand.Blob) bool { return !b.Complete() }
-
-// Revive implements ondemand.Transport: the kernel has let readers through.
-func (s *Server) Revive(b *ondemand.Blob) error {
-	if s.Serves(b) {
-		return errors.New("holes may have been read as zeros")
-	}
-	return nil
-}
-
-// Mount implements ondemand.Transport.
-func (s *Server) Mount(b *ondemand.Blob, bootstrap, target string) error {
-	return erofs.Mount(bootstrap, b.Path(), target)
-}
-
-// Remove implements ondemand.Transport: the kernel keeps nothing.
-func (s *Server) Remove(ondemand.Key) error { return nil }
-
-// Attach implements ondemand.Transport. A complete blob needs no marking, but may
-// have events of the time before a dead daemon had completed it.
-func (s *Server) Attach(b *ondemand.Blob, _ string) error {
-	id, err := blobInode(b)
-	if err != nil {
-		return err
-	}
-	s.mu.Lock()
-	s.blobs[id] = b
-	s.mu.Unlock()
-	if b.Complete() {
-		return nil
-	}
-	return mark(s.group, unix.FAN_MARK_ADD, b.Path())
-}
-
-func blobInode(b *ondemand.Blob) (inode, error) {
-	var st unix.Stat_t
-	if err := unix.Stat(b.Path(), &st); err != nil {
-		return inode{}, &os.PathError{Op: "stat", Path: b.Path(), Err: err}
-	}
-	return identity(&st), nil
-}
-
-// Release implements ondemand.Transport. Requests under way are still answered.
-func (s *Server) Release(b *ondemand.Blob) error {
-	if !b.Complete() {
-		return errors.New("release of " + b.Key().String() + ": it has holes")
-	}
-	return s.unmark(b)
-}
-
-// Detach implements ondemand.Transport.
-func (s *Server) Detach(b *ondemand.Blob) error {
-	err := s.unmark(b)
-	id, statErr := blobInode(b)
-	if statErr == nil {
-		s.mu.Lock()
-		delete(s.blobs, id)
-		s.mu.Unlock()
-	}
-	return err
-}
-
-func (s *Server) unmark(b *ondemand.Blob) error {
-	err := mark(s.group, unix.FAN_MARK_REMOVE, b.Path())
-	if errors.Is(err, unix.ENOENT) {
-		return nil // it was removed before
-	}
-	return err
-}
+// Failed implements ondemand.Transport.
+func (s *Server) Failed() <-chan error { return s.failed }
 
 // Close implements ondemand.Transport. Fills under way are ended, and what was
-// read of the group is answered, before its descriptor is closed; after a Drain
-// all but what that left.
+// read of the group is answered, before its descriptor is closed; after a Drain, or
+// before Recover, all but what is left.
 func (s *Server) Close() error {
+	s.taking.Lock()
+	select {
+	case <-s.recovered:
+	default:
+		s.draining = true // whose blobs are not attached must not fail for it
+	}
+	s.taking.Unlock()
+	if n := s.holes(); n > 0 {
+		s.log.Info("reads of holes are left to whoever holds the fanotify group; without a holder they give zeros", "blobs", n)
+	}
 	s.cancel()
 	s.work.Wait() // the loop goes on meanwhile: a fill's write may need it
 	err := s.group.SetReadDeadline(past)
 	<-s.loop
 	s.work.Wait()
-	return errors.Join(err, s.group.Close())
+	for _, n := range s.numbers {
+		n.once.Do(n.free)
+	}
+	return errors.Join(err, s.detachAll(), s.group.Close())
 }
 
 // Drain implements ondemand.Transport. Requests that come from now on are left
@@ -259,93 +105,112 @@ func (s *Server) leaving() bool {
 	return s.draining
 }
 
+// goDo does work that Drain and Close wait for. Once we are leaving it does
+// nothing.
+func (s *Server) goDo(f func()) {
+	s.taking.Lock()
+	defer s.taking.Unlock()
+	if !s.draining {
+		s.work.Go(f)
+	}
+}
+
 // read is the loop. It never fills itself: a fill's own write may raise an
 // event that only the loop can answer.
 func (s *Server) read() {
 	defer close(s.loop)
+	pace := ondemand.Pace{Log: s.log, What: "reading fanotify events"}
 	for {
 		n, err := s.group.Read(s.journal.Inbox())
-		if err != nil {
-			if !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, os.ErrClosed) {
-				s.log.Error("reading fanotify events", "error", err)
-			}
+		switch {
+		case err == nil:
+			pace.Good()
+			s.received(n)
+		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, os.ErrClosed):
 			return
+		case final(err):
+			s.log.Error("reading fanotify events", "error", err)
+			s.failed <- err
+			return
+		default:
+			pace.Failed(err)
 		}
-		fault.Point("request read")
-		s.journal.Received(n)
-		events, err := decode(s.journal.Inbox()[:n])
-		if err != nil {
-			s.log.Error("decoding fanotify events", "error", err)
-		}
-		for _, e := range events {
-			s.take(e)
-		}
-		s.journal.Emptied(n)
 	}
+}
+
+// final reports whether a read failed because of what we asked, which stays as it
+// is. Other errors are those of one event: the kernel could make no descriptor of
+// its file, and has denied it (fanotify_user.c, fanotify_read: what is not copied
+// is answered with FAN_DENY).
+func final(err error) bool {
+	return errors.Is(err, unix.EBADF) || errors.Is(err, unix.EFAULT) || errors.Is(err, unix.EINVAL)
+}
+
+// received has what is in the inbox answered or recorded.
+func (s *Server) received(n int) {
+	fault.Point("request read")
+	s.journal.Received(n)
+	events, err := decode(s.journal.Inbox()[:n])
+	if err != nil {
+		s.log.Error("decoding fanotify events", "error", err)
+	}
+	for _, e := range events {
+		s.take(e)
+	}
+	s.journal.Emptied(n)
 }
 
 // take answers an event or starts the goroutine that will.
 func (s *Server) take(e event) {
-	switch {
-	case e.fd < 0: // an overflow, which FAN_UNLIMITED_QUEUE rules out
+	if e.fd < 0 { // an overflow, which FAN_UNLIMITED_QUEUE rules out
 		s.log.Error("fanotify event without a file", "mask", e.mask)
-	case e.pid == s.self && s.clashing(e):
-		// The kernel takes this for the answer to a dead daemon's event, which
-		// is not filled yet: that fails, and its answer will be ours.
-		s.answer(e, unix.EIO)
-		s.closeFile(e)
-	case e.pid == s.self:
+		return
+	}
+	dead := s.numbers[e.fd]
+	if e.pid == s.self { // a fill's write, which must not wait for any fill
+		if dead != nil {
+			s.settle(e.fd, dead, unix.EIO) // its readers fail: they came before
+		}
 		s.answer(e, 0)
 		s.closeFile(e)
-	default:
-		var st unix.Stat_t
-		if err := unix.Fstat(int(e.fd), &st); err != nil {
-			s.log.Error("stat of an event's file", "error", err)
-			s.answer(e, unix.EIO)
-			s.closeFile(e)
-			return
-		}
-		id := identity(&st)
-		slot := s.journal.Put(encodeSlot(e, id))
-		s.taking.Lock()
-		defer s.taking.Unlock()
-		if s.draining {
-			return
-		}
-		s.work.Add(1)
-		go func() {
-			defer s.work.Done()
-			if s.clashing(e) {
-				select {
-				case <-s.recovered:
-				case <-s.ctx.Done():
-					return // for the successor, as the dead daemon's
-				}
-			}
-			errno := s.fill(e, id)
-			if errno != 0 && s.leaving() {
-				return // the successor finds it in the journal
-			}
-			s.answer(e, errno)
-			fault.Point("after the answer")
-			s.journal.Clear(slot)
-			s.closeFile(e) // now its number may be used again, not before
-		}()
+		return
 	}
+	var st unix.Stat_t
+	err := unix.Fstat(int(e.fd), &st)
+	slot := -1
+	if err == nil {
+		slot, err = s.journal.Put(encodeSlot(e, identity(&st)))
+	}
+	if err != nil {
+		s.log.Error("read fails with EIO", "error", err, "pid", e.pid)
+		if dead != nil {
+			s.settle(e.fd, dead, unix.EIO)
+		}
+		s.answer(e, unix.EIO)
+		s.closeFile(e)
+		return
+	}
+	s.goDo(func() { s.serve(e, identity(&st), slot, dead) })
 }
 
-// clashing reports whether an answer would be taken for that to a dead daemon's
-// event.
-func (s *Server) clashing(e event) bool {
-	if !s.clashes[e.fd] {
-		return false
+// serve brings an event's range and answers. The event of a number that dead
+// events have is answered behind them.
+func (s *Server) serve(e event, id inode, slot int, dead *number) {
+	if dead != nil {
+		select {
+		case <-dead.settled:
+		case <-s.ctx.Done():
+			return // for the successor, as the dead daemon's
+		}
 	}
-	select {
-	case <-s.recovered:
-		return false
-	default:
-		return true
+	errno := s.fill(e, id)
+	if errno != 0 && s.leaving() {
+		return // the successor finds it in the journal
 	}
+	s.answer(e, errno)
+	fault.Point("after the answer")
+	s.journal.Clear(slot)
+	s.closeFile(e) // now its number may be used again, not before
 }
 
 // fill brings the event's range and returns what to deny with.
@@ -359,16 +224,10 @@ func (s *Server) fill(e event, id inode) unix.Errno {
 		b = s.blob(id)
 	}
 	if b == nil {
-		s.log.Error("read of a file that is not attached", "inode", id.ino, "pid", e.pid)
+		ondemand.LogFailure(s.log, s.leaving(), errors.New("the file is not attached"), "inode", id.ino, "pid", e.pid)
 		return unix.EIO
 	}
 	return s.fillBlob(b, e)
-}
-
-func (s *Server) blob(id inode) *ondemand.Blob {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.blobs[id]
 }
 
 func (s *Server) fillBlob(b *ondemand.Blob, e event) unix.Errno {
@@ -385,7 +244,12 @@ func (s *Server) fillBlob(b *ondemand.Blob, e event) unix.Errno {
 
 func (s *Server) answer(e event, errno unix.Errno) {
 	fault.Point("before the answer")
-	if _, err := s.group.Write(answer(e.fd, errno)); err != nil {
+	s.respond(e.fd, errno)
+}
+
+func (s *Server) respond(fd int32, errno unix.Errno) {
+	// ENOENT: the reader was killed, or it was answered before.
+	if _, err := s.group.Write(answer(fd, errno)); err != nil && !errors.Is(err, unix.ENOENT) {
 		s.log.Error("answering a fanotify event", "error", err)
 	}
 }

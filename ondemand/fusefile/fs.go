@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -27,9 +29,10 @@ const (
 
 // node is a blob's file.
 type node struct {
-	name string
-	blob *ondemand.Blob
-	file *os.File // the cache file
+	name      string
+	blob      *ondemand.Blob
+	bootstrap string
+	file      *os.File // the cache file
 }
 
 // blobFS is the file system: one directory.
@@ -58,7 +61,7 @@ func nodeID(name string) uint64 {
 }
 
 // add makes a blob's file appear.
-func (f *blobFS) add(name string, b *ondemand.Blob) error {
+func (f *blobFS) add(name string, b *ondemand.Blob, bootstrap string) error {
 	file, err := os.Open(b.Path())
 	if err != nil {
 		return err
@@ -72,7 +75,7 @@ func (f *blobFS) add(name string, b *ondemand.Blob) error {
 		}
 		old.file.Close()
 	}
-	f.nodes[id] = &node{name, b, file}
+	f.nodes[id] = &node{name, b, bootstrap, file}
 	return nil
 }
 
@@ -88,27 +91,40 @@ func (f *blobFS) remove(name string) error {
 	return n.file.Close()
 }
 
-func (f *blobFS) count() int {
+// all lists the nodes.
+func (f *blobFS) all() []*node {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	return len(f.nodes)
+	return slices.Collect(maps.Values(f.nodes))
 }
 
-// find returns a node, nil where there is none.
+// get returns a node, nil where there is none.
+func (f *blobFS) get(id uint64) *node {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.nodes[id]
+}
+
+// find is get for a request: until Recover it waits for the node.
 func (f *blobFS) find(id uint64) *node {
-	get := func() *node {
-		f.mu.RLock()
-		defer f.mu.RUnlock()
-		return f.nodes[id]
-	}
-	if n := get(); n != nil {
+	if n := f.get(id); n != nil {
 		return n
 	}
 	select {
 	case <-f.recovered:
 	case <-f.ctx.Done():
 	}
-	return get()
+	return f.get(id)
+}
+
+// early reports whether Recover was not called yet.
+func (f *blobFS) early() bool {
+	select {
+	case <-f.recovered:
+		return false
+	default:
+		return true
+	}
 }
 
 func (n *node) attr(out *fuse.Attr) {
@@ -162,7 +178,7 @@ func (f *blobFS) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse
 func (f *blobFS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
 	n := f.find(in.NodeId)
 	if n == nil {
-		f.log.Error("read of a file that is not attached", "node", in.NodeId)
+		ondemand.LogFailure(f.log, f.leaving.Load(), errors.New("the file is not attached"), "node", in.NodeId)
 		return nil, fuse.EIO
 	}
 	off, size := int64(in.Offset), min(int64(in.Size), int64(len(buf)))

@@ -3,6 +3,7 @@ package fusefile
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"sync"
 )
@@ -28,6 +29,18 @@ func (l *loops) reads(path string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return len(l.devices[path]) > 0
+}
+
+// below reports whether any device reads a file of a directory.
+func (l *loops) below(dir string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for path, devices := range l.devices {
+		if len(devices) > 0 && filepath.Dir(path) == dir {
+			return true
+		}
+	}
+	return false
 }
 
 // forget forgets devices that are gone with their mounts.

@@ -92,7 +92,9 @@ func (s *Server) Revive(b *ondemand.Blob) error {
 
 // Attach implements ondemand.Transport. Complete blobs have a file too: their
 // mount may be of a time when they were not.
-func (s *Server) Attach(b *ondemand.Blob, _ string) error { return s.fs.add(name(b), b) }
+func (s *Server) Attach(b *ondemand.Blob, bootstrap string) error {
+	return s.fs.add(name(b), b, bootstrap)
+}
 
 func name(b *ondemand.Blob) string { return b.Key().Volume + "-" + b.Key().Cookie }
 
@@ -133,14 +135,38 @@ func (s *Server) Release(b *ondemand.Blob) error {
 
 // Detach implements ondemand.Transport.
 func (s *Server) Detach(b *ondemand.Blob) error {
+	n := s.fs.get(nodeID(name(b)))
+	if n == nil || n.blob != b {
+		return nil
+	}
+	if s.Serves(b) {
+		if used, err := erofs.InUse(n.bootstrap); used || err != nil {
+			return fmt.Errorf("detach %s: %w", b.Key(), errors.Join(ondemand.ErrBusy, err))
+		}
+	}
 	s.loops.forget(s.path(b), b.Path())
 	return s.fs.remove(name(b))
 }
 
+// Needed implements ondemand.Transport. Blobs that are not attached may have
+// mounts too, of which nobody knows but where they are loop devices'.
+func (s *Server) Needed() bool {
+	for _, n := range s.fs.all() {
+		if s.Serves(n.blob) {
+			return true
+		}
+	}
+	return s.loops.below(s.dir)
+}
+
+// Failed implements ondemand.Transport.
+func (s *Server) Failed() <-chan error { return s.session.failed }
+
 // Remove implements ondemand.Transport: the kernel keeps nothing.
 func (s *Server) Remove(ondemand.Key) error { return nil }
 
-// Recover implements ondemand.Transport.
+// Recover implements ondemand.Transport. What a dead daemon has left has waited
+// for it.
 func (s *Server) Recover() { close(s.fs.recovered) }
 
 // Drain implements ondemand.Transport.
@@ -154,11 +180,18 @@ func (s *Server) Drain() {
 // Close implements ondemand.Transport. Fills under way are ended. Where no blob
 // is attached any more the session is unmounted.
 func (s *Server) Close() error {
+	if s.fs.early() {
+		s.fs.leaving.Store(true) // what is not attached yet must not fail for it
+	}
 	s.cancel()
 	s.stopping.Do(s.session.stop)
 	s.session.work.Wait()
 	var errs []error
-	if s.fs.count() == 0 {
+	attached := s.fs.all()
+	if len(attached) > 0 {
+		s.fs.log.Info("reads are left to whoever holds the FUSE session; without a holder they give EIO", "blobs", len(attached))
+	}
+	if len(attached) == 0 && !s.fs.early() {
 		if err := unix.Unmount(s.dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
 			errs = append(errs, &os.PathError{Op: "unmount", Path: s.dir, Err: err})
 		}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/lacuna-snapshotter/lacuna/internal/descriptor"
 	"github.com/lacuna-snapshotter/lacuna/internal/fault"
+	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
 )
 
@@ -27,6 +28,12 @@ const (
 	// order of the layer. EROFS has read ahead in its own files before. With
 	// nothing the kernel would ask for 4 KiB at a time.
 	maxAhead = 32 << 10
+
+	// maxBackground is how many reads the kernel may have under way that it does on
+	// its own time, as most are which read ahead, before it holds back all others,
+	// also of what is there: the most that INIT can say. Each is some waiting
+	// thread's. A goroutine serves each.
+	maxBackground = 1<<16 - 1
 
 	inHeader = 40 // struct fuse_in_header: len, opcode, unique, ...
 
@@ -76,9 +83,10 @@ type session struct {
 	proto   *fuse.ProtocolServer
 	log     *slog.Logger
 
-	loop chan struct{} // closed when no more requests are read
-	work sync.WaitGroup
-	out  sync.Pool
+	loop   chan struct{} // closed when no more requests are read
+	failed chan error
+	work   sync.WaitGroup
+	out    sync.Pool
 }
 
 // newSession serves the session of a device. Where the journal has a note, it is
@@ -89,9 +97,10 @@ func newSession(dev *os.File, j *journal.Journal, fs *blobFS, logger *slog.Logge
 		return nil, fmt.Errorf("eventfd: %w", err)
 	}
 	s := &session{
-		dev: dev, wakeFD: wake, journal: j, fs: fs, log: logger, loop: make(chan struct{}),
+		dev: dev, wakeFD: wake, journal: j, fs: fs, log: logger,
+		loop: make(chan struct{}), failed: make(chan error, 1),
 		proto: fuse.NewProtocolServer(fs, &fuse.MountOptions{
-			MaxWrite: maxRead, MaxReadAhead: maxAhead, MaxBackground: 64, DisableReadDirPlus: true,
+			MaxWrite: maxRead, MaxReadAhead: maxAhead, MaxBackground: maxBackground, DisableReadDirPlus: true,
 			DisabledCapabilities: fuse.CAP_PASSTHROUGH | fuse.CAP_READDIRPLUS,
 			Logger:               log.New(logWriter{logger}, "", 0),
 		}),
@@ -138,26 +147,51 @@ func unique(m []byte) uint64 { return binary.NativeEndian.Uint64(m[8:]) }
 // read is the loop.
 func (s *session) read() {
 	defer close(s.loop)
+	pace := ondemand.Pace{Log: s.log, What: "reading FUSE requests"}
 	for {
 		n, err := s.next()
 		switch {
-		case errors.Is(err, errWoken):
-			return
-		case errors.Is(err, unix.ENODEV):
-			s.log.Warn("the FUSE session was ended: its file system is unmounted")
-			return
-		case err != nil:
-			s.log.Error("reading FUSE requests", "error", err)
-			return
-		case n < inHeader:
-			s.log.Error("reading FUSE requests", "bytes", n)
-		default:
+		case err == nil && n >= inHeader:
+			pace.Good()
 			fault.Point("request read")
 			s.journal.Received(n)
 			s.take(append([]byte(nil), s.journal.Inbox()[:n]...))
+			s.journal.Emptied(n)
+		case err == nil:
+			pace.Failed(fmt.Errorf("%d bytes, which is no request", n))
+		case errors.Is(err, errWoken):
+			return
+		case final(err):
+			s.log.Error("reading FUSE requests", "error", err)
+			s.failed <- err
+			return
+		default:
+			pace.Failed(err)
 		}
-		s.journal.Emptied(n)
 	}
+}
+
+// final reports whether all later reads will fail too: the session has ended, since
+// its file system was unmounted or it was aborted (fs/fuse/dev.c, fuse_dev_do_read),
+// or we ask in a wrong way.
+func final(err error) bool {
+	for _, errno := range []unix.Errno{unix.ENODEV, unix.ECONNABORTED, unix.EBADF, unix.EFAULT, unix.EINVAL} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	return false
+}
+
+// Alive reports whether a device's session has not ended.
+func Alive(dev *os.File) (alive bool) {
+	err := descriptor.Use(dev, func(fd int) error {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		_, err := unix.Poll(p, 0)
+		alive = p[0].Revents&unix.POLLERR == 0
+		return err
+	})
+	return err == nil && alive
 }
 
 var errWoken = errors.New("woken")
@@ -207,7 +241,15 @@ func (s *session) take(m []byte) {
 	case opInterrupt:
 		s.goAnswer(m, -1)
 	default:
-		s.goAnswer(m, s.journal.Put(m))
+		slot, err := s.journal.Put(m)
+		if err != nil {
+			s.log.Error("a FUSE request fails with EIO", "opcode", opcode(m), "error", err)
+			var out [outHeader]byte
+			refuse(out[:], m)
+			s.write(m, out[:])
+			return
+		}
+		s.goAnswer(m, slot)
 	}
 }
 
@@ -230,28 +272,41 @@ func (s *session) answer(m []byte) bool {
 	n, status := s.proto.HandleRequest([][]byte{m}, [][]byte{*out})
 	if !status.Ok() {
 		// go-fuse could not even make an answer.
-		n = 16
-		ne := binary.NativeEndian
-		ne.PutUint32(*out, 16)                        // struct fuse_out_header
-		ne.PutUint32((*out)[4:], ^uint32(unix.EIO)+1) // negative
-		ne.PutUint64((*out)[8:], unique(m))
+		n = outHeader
+		refuse(*out, m)
 	}
 	if n == 0 {
 		return true
 	}
-	if s.fs.leaving.Load() && opcode(m) == opRead && binary.NativeEndian.Uint32((*out)[4:]) != 0 {
+	if s.fs.leaving.Load() && (opcode(m) == opRead || s.fs.early()) && binary.NativeEndian.Uint32((*out)[4:]) != 0 {
 		return false
 	}
+	s.write(m, (*out)[:n])
+	return true
+}
+
+// outHeader is the size of struct fuse_out_header.
+const outHeader = 16
+
+// refuse makes an answer of EIO.
+func refuse(out, m []byte) {
+	ne := binary.NativeEndian
+	ne.PutUint32(out, outHeader)
+	ne.PutUint32(out[4:], ^uint32(unix.EIO)+1) // negative
+	ne.PutUint64(out[8:], unique(m))
+}
+
+// write answers a request.
+func (s *session) write(m, answer []byte) {
 	fault.Point("before the answer")
 	err := s.control(func(fd int) error {
-		_, err := unix.Write(fd, (*out)[:n])
+		_, err := unix.Write(fd, answer)
 		return err
 	})
 	// ENOENT: answered before, or the reader was killed.
 	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
 		s.log.Error("answering a FUSE request", "opcode", opcode(m), "error", err)
 	}
-	return true
 }
 
 // stop ends the loop.

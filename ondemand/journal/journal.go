@@ -10,11 +10,17 @@
 // request is answered. A request may so be found twice, or once after it was
 // answered: answers must bear that.
 //
-//	0     8      magic "LACUNAJ2"
+// The memory grows when all slots are taken. To stop reading from the kernel until
+// one is free would not do: the answers that free them may need a request to be
+// read that is behind others in the kernel's queue. See fanotify, whose fills raise
+// events. A slot is small beside the thread that waits for it.
+//
+//	0     8      magic "LACUNAJ3"
 //	8     8      length of what is in the inbox
 //	16    8      length of the note
-//	4096  ...    inbox, note, slots; a slot is its length (4 bytes, 0 is free)
-//	             and as many bytes
+//	24    24     the sizes of inbox, note and slot, 8 bytes each
+//	4096  ...    inbox, note, and slots to the end; a slot is its length (4 bytes,
+//	             0 is free) and as many bytes
 //
 // # Concurrency
 //
@@ -24,54 +30,75 @@ package journal
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/internal/descriptor"
 )
 
 // Shape is how large the parts are, in bytes. A daemon and its successor must
-// agree on it.
+// agree on all but Slots.
 type Shape struct {
 	Inbox int // of one read from the kernel
 	Note  int // of what the successor must know besides
 	Slot  int // of one request
-	Slots int // requests at once
+	Slots int // requests that there is room for at first, and how much it grows
 }
 
 const (
-	magic    = "LACUNAJ2"
+	magic    = "LACUNAJ3"
 	header   = 4096
 	slotHead = 4
+
+	// maxSlots is the most threads there can be, each of which waits for one
+	// answer (PID_MAX_LIMIT, include/linux/threads.h).
+	maxSlots = 4 << 20
 )
 
-func (s Shape) size() int { return header + s.Inbox + s.Note + s.Slots*(slotHead+s.Slot) }
+func (s Shape) fixed() int { return header + s.Inbox + s.Note }
+
+func (s Shape) size(slots int) int { return s.fixed() + slots*(slotHead+s.Slot) }
+
+// sizes is that part of the header.
+func (s Shape) sizes() (b []byte) {
+	for _, v := range []int{s.Inbox, s.Note, s.Slot} {
+		b = binary.NativeEndian.AppendUint64(b, uint64(v))
+	}
+	return b
+}
 
 // Journal is one such memory.
 type Journal struct {
 	Shape
 	file *os.File
-	mem  []byte
+	mem  []byte // as large as it can become; what is behind the file's end is out of bounds
 
-	mu   sync.Mutex
-	free []int
+	mu    sync.Mutex
+	slots int
+	free  []int
 }
 
 // New makes an empty journal.
 func New(s Shape) (*Journal, error) {
-	fd, err := unix.MemfdCreate("lacuna-journal", unix.MFD_CLOEXEC)
+	fd, err := unix.MemfdCreate("lacuna-journal", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return nil, fmt.Errorf("memfd_create: %w", err)
 	}
-	f := os.NewFile(uintptr(fd), "journal")
-	if err := f.Truncate(int64(s.size())); err != nil {
-		f.Close()
-		return nil, err
+	// Allocated: a page that there is no memory for would end the process when it
+	// is written to.
+	if err := unix.Fallocate(fd, 0, 0, int64(s.size(s.Slots))); err != nil {
+		return nil, errors.Join(fmt.Errorf("allocate a journal: %w", err), unix.Close(fd))
 	}
-	if _, err := f.WriteAt([]byte(magic), 0); err != nil {
-		f.Close()
-		return nil, err
+	f := os.NewFile(uintptr(fd), "journal")
+	for at, b := range map[int64][]byte{0: []byte(magic), 24: s.sizes()} {
+		if _, err := f.WriteAt(b, at); err != nil {
+			f.Close()
+			return nil, err
+		}
 	}
 	return Open(f, s)
 }
@@ -82,18 +109,23 @@ func Open(f *os.File, s Shape) (*Journal, error) {
 	if err != nil {
 		return nil, err
 	}
-	if info.Size() != int64(s.size()) {
-		return nil, fmt.Errorf("journal of %d bytes, expected %d: it is of another version", info.Size(), s.size())
+	slots := (info.Size() - int64(s.fixed())) / int64(slotHead+s.Slot)
+	if info.Size() < int64(s.fixed()) || slots > maxSlots {
+		return nil, fmt.Errorf("journal of %d bytes: it is of another version", info.Size())
 	}
-	mem, err := unix.Mmap(int(f.Fd()), 0, s.size(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	var mem []byte
+	err = descriptor.Use(f, func(fd int) (err error) {
+		mem, err = unix.Mmap(fd, 0, s.size(maxSlots), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("map journal: %w", err)
 	}
-	if string(mem[:len(magic)]) != magic {
-		return nil, fmt.Errorf("journal begins with %q: it is of another version", mem[:len(magic)])
+	if string(mem[:len(magic)]) != magic || string(mem[24:48]) != string(s.sizes()) {
+		return nil, fmt.Errorf("journal begins with %q and %x: it is of another version", mem[:len(magic)], mem[24:48])
 	}
-	j := &Journal{Shape: s, file: f, mem: mem}
-	for i := s.Slots - 1; i >= 0; i-- {
+	j := &Journal{Shape: s, file: f, mem: mem, slots: int(slots)}
+	for i := j.slots - 1; i >= 0; i-- {
 		if binary.NativeEndian.Uint32(j.slot(i)) == 0 {
 			j.free = append(j.free, i)
 		}
@@ -105,8 +137,7 @@ func Open(f *os.File, s Shape) (*Journal, error) {
 func (j *Journal) File() *os.File { return j.file }
 
 func (j *Journal) slot(i int) []byte {
-	at := header + j.Shape.Inbox + j.Shape.Note + i*(slotHead+j.Slot)
-	return j.mem[at:][:slotHead+j.Slot]
+	return j.mem[j.size(i):j.size(i+1)]
 }
 
 // Inbox is where the kernel is to write what is read from it.
@@ -137,20 +168,44 @@ func (j *Journal) Note() []byte {
 	return j.mem[header+j.Shape.Inbox:][:n:n]
 }
 
-// Put records a request and returns its slot, or -1 when there is no room for
-// it.
-func (j *Journal) Put(b []byte) int {
+// Put records a request and returns its slot. It fails where there is no memory:
+// then the request must be refused at once.
+func (j *Journal) Put(b []byte) (int, error) {
+	if len(b) == 0 || len(b) > j.Slot {
+		return -1, fmt.Errorf("record a request of %d bytes, a slot has %d", len(b), j.Slot)
+	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if len(j.free) == 0 || len(b) == 0 || len(b) > j.Slot {
-		return -1
+	if len(j.free) == 0 {
+		if err := j.grow(); err != nil {
+			return -1, err
+		}
 	}
 	i := j.free[len(j.free)-1]
 	j.free = j.free[:len(j.free)-1]
 	slot := j.slot(i)
 	copy(slot[slotHead:], b)
 	binary.NativeEndian.PutUint32(slot, uint32(len(b))) // last: now it counts
-	return i
+	return i, nil
+}
+
+// grow makes room for more.
+func (j *Journal) grow() error {
+	slots := min(j.slots+max(j.Slots, 1), maxSlots)
+	if slots == j.slots {
+		return fmt.Errorf("%d requests wait: there can be no more", slots)
+	}
+	err := descriptor.Use(j.file, func(fd int) error {
+		return unix.Fallocate(fd, 0, int64(j.size(j.slots)), int64(j.size(slots)-j.size(j.slots)))
+	})
+	if err != nil {
+		return fmt.Errorf("make room for %d waiting requests: %w", slots, err)
+	}
+	for i := slots - 1; i >= j.slots; i-- {
+		j.free = append(j.free, i)
+	}
+	j.slots = slots
+	return nil
 }
 
 // Clear forgets a request that was answered. A slot of -1 is none.
@@ -179,7 +234,7 @@ type Left struct {
 // next read.
 func (j *Journal) Left() Left {
 	l := Left{Slots: map[int][]byte{}}
-	for i := range j.Slots {
+	for i := range j.slots {
 		slot := j.slot(i)
 		if n := int(binary.NativeEndian.Uint32(slot)); n > 0 && n <= j.Slot {
 			l.Slots[i] = slot[slotHead:][:n:n]

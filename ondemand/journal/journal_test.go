@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 var shape = Shape{Inbox: 8192, Note: 100, Slot: 64, Slots: 16}
@@ -14,10 +16,11 @@ func TestSuccessorFindsWhatIsLeft(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	one := j.Put([]byte("one"))
-	two := j.Put(bytes.Repeat([]byte("2"), 64))
-	if one < 0 || two < 0 || j.Put(make([]byte, 65)) != -1 || j.Put(nil) != -1 {
-		t.Fatal(one, two)
+	one, two := put(t, j, []byte("one")), put(t, j, bytes.Repeat([]byte("2"), 64))
+	for _, b := range [][]byte{nil, make([]byte, 65)} {
+		if slot, err := j.Put(b); err == nil {
+			t.Errorf("a request of %d bytes is in slot %d", len(b), slot)
+		}
 	}
 	j.Clear(one)
 	j.Clear(-1)
@@ -46,18 +49,93 @@ func TestSuccessorFindsWhatIsLeft(t *testing.T) {
 	if left = again.Left(); left.Noted || left.Inbox[0] != 0 {
 		t.Errorf("%+v", left)
 	}
-	for i := range shape.Slots - 1 {
-		if again.Put([]byte(fmt.Sprint(i))) < 0 {
-			t.Errorf("no room for request %d", i)
+	again.Clear(two)
+	if slot := put(t, again, []byte("more")); slot != two {
+		t.Errorf("slot %d, %d was free", slot, two)
+	}
+}
+
+func put(t *testing.T, j *Journal, b []byte) int {
+	t.Helper()
+	slot, err := j.Put(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slot
+}
+
+// TestFullJournalGrows has more requests wait than there is room for: all are
+// found, by a successor that knows nothing of the growth, and it goes on so.
+func TestFullJournalGrows(t *testing.T) {
+	small := shape
+	small.Slots = 2
+	j, err := New(small)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const requests = 5000 // several pages, and an odd rest
+	want := map[int]string{}
+	for i := range requests {
+		text := fmt.Sprint("request ", i)
+		want[put(t, j, []byte(text))] = text
+	}
+	if len(want) != requests {
+		t.Fatalf("%d requests share %d slots", requests, len(want))
+	}
+	for slot := range want {
+		if slot%3 == 0 {
+			j.Clear(slot)
+			delete(want, slot)
 		}
 	}
-	if again.Put([]byte("more")) != -1 {
-		t.Error("a full journal took a request")
+	copy(j.Inbox(), "inbox")
+	for range 2 {
+		again, err := Open(j.File(), small)
+		if err != nil {
+			t.Fatal(err)
+		}
+		left := again.Left()
+		if len(left.Slots) != len(want) || string(left.Inbox[:5]) != "inbox" {
+			t.Fatalf("%d requests are left, %d were", len(left.Slots), len(want))
+		}
+		for slot, text := range want {
+			if string(left.Slots[slot]) != text {
+				t.Errorf("slot %d: %q, was %q", slot, left.Slots[slot], text)
+			}
+		}
+		for i := range requests { // it uses what is free, and grows
+			text := fmt.Sprint("later ", i)
+			slot := put(t, again, []byte(text))
+			if old, taken := want[slot]; taken {
+				t.Fatalf("slot %d of %q was given away", slot, old)
+			}
+			want[slot] = text
+		}
 	}
-	again.Clear(two)
-	if again.Put([]byte("more")) != two {
-		t.Error("the slot was not given away again")
+}
+
+// TestNoMemory has the journal refuse what it cannot record.
+func TestNoMemory(t *testing.T) {
+	small := shape
+	small.Slots = 2
+	j, err := New(small)
+	if err != nil {
+		t.Fatal(err)
 	}
+	put(t, j, []byte("one"))
+	put(t, j, []byte("two"))
+	// As when memory is short: the file cannot grow.
+	if _, err := unix.FcntlInt(j.File().Fd(), unix.F_ADD_SEALS, unix.F_SEAL_GROW); err != nil {
+		t.Fatal(err)
+	}
+	if slot, err := j.Put([]byte("three")); err == nil {
+		t.Errorf("there is a slot %d", slot)
+	}
+	if left := j.Left(); len(left.Slots) != 2 {
+		t.Errorf("%d requests are left", len(left.Slots))
+	}
+	j.Clear(1)
+	put(t, j, []byte("three"))
 }
 
 func TestAnotherVersion(t *testing.T) {
@@ -66,7 +144,7 @@ func TestAnotherVersion(t *testing.T) {
 		t.Fatal(err)
 	}
 	other := shape
-	other.Slots++
+	other.Slot++
 	if _, err := Open(j.File(), other); err == nil {
 		t.Error("another shape was taken")
 	}
@@ -74,7 +152,7 @@ func TestAnotherVersion(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := f.Truncate(int64(shape.size())); err != nil {
+	if err := f.Truncate(int64(shape.size(shape.Slots))); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Open(f, shape); err == nil {

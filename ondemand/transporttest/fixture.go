@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/lacuna-snapshotter/lacuna/erofs"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
@@ -66,6 +67,7 @@ type layer struct {
 	source    *source
 	files     map[string][]byte
 	target    string
+	mounted   bool
 }
 
 // layer makes a blob of generated files, attaches and mounts it.
@@ -116,7 +118,9 @@ func (f *fixture) layerOf(name string, tar []byte) *layer {
 	l.open()
 	l.mount()
 	f.t.Cleanup(func() {
-		l.unmount()
+		if l.mounted {
+			l.unmount()
+		}
 		if err := l.blob.Close(); err != nil {
 			f.t.Error(err)
 		}
@@ -152,11 +156,26 @@ func (l *layer) mount() {
 	if err := l.f.transport.Mount(l.blob, l.bootstrap, l.target); err != nil {
 		l.f.t.Fatal(err)
 	}
+	l.mounted = true
 }
 
 func (l *layer) unmount() {
+	l.mounted = false
 	if err := erofs.Unmount(l.target); err != nil {
 		l.f.t.Error(err)
+	}
+}
+
+// detach detaches a blob that nothing mounts any more. The kernel may take a moment
+// to end the file system.
+func (l *layer) detach() {
+	l.f.t.Helper()
+	err := l.f.transport.Detach(l.blob)
+	for deadline := time.Now().Add(time.Minute); errors.Is(err, ondemand.ErrBusy) && time.Now().Before(deadline); err = l.f.transport.Detach(l.blob) {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err != nil {
+		l.f.t.Fatal(err)
 	}
 }
 
@@ -177,8 +196,14 @@ func run(cmd *exec.Cmd) ([]byte, error) {
 
 func (l *layer) checkAll() {
 	l.f.t.Helper()
+	l.checkBelow(l.target)
+}
+
+// checkBelow reads all files in another place than the layer's mountpoint.
+func (l *layer) checkBelow(dir string) {
+	l.f.t.Helper()
 	for path, want := range l.files {
-		if got, err := l.read(path); err != nil || !bytes.Equal(got, want) {
+		if got, err := run(exec.CommandContext(l.f.t.Context(), "cat", filepath.Join(dir, path))); err != nil || !bytes.Equal(got, want) {
 			l.f.t.Fatalf("%s: %d bytes of %d, or wrong: %v", path, len(got), len(want), err)
 		}
 	}

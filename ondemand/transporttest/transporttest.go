@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
 	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
@@ -50,6 +52,7 @@ func Run(t *testing.T, k Kind) {
 		"not served for a while":     unserved,
 		"close answers all":          closing,
 		"detach is idempotent":       detached,
+		"no detach while in use":     inUse,
 		"many blobs":                 manyBlobs,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, newFixture(t, k)) })
@@ -149,7 +152,8 @@ func restart(t *testing.T, f *fixture) {
 		t.Fatal(err)
 	}
 	l.unmount()
-	if err := errors.Join(f.transport.Detach(l.blob), l.blob.Close()); err != nil {
+	l.detach()
+	if err := l.blob.Close(); err != nil {
 		t.Fatal(err)
 	}
 	before := l.source.spans.Load()
@@ -227,12 +231,66 @@ func closing(t *testing.T, f *fixture) {
 func detached(t *testing.T, f *fixture) {
 	l := f.layer("a", 20, 8)
 	l.checkAll()
-	if err := f.transport.Detach(l.blob); err != nil {
-		t.Error(err)
-	}
+	l.unmount()
+	l.detach()
 	if err := f.transport.Detach(l.blob); err != nil {
 		t.Errorf("twice: %v", err)
 	}
+	if f.transport.Needed() {
+		t.Error("the transport is needed, though all is detached")
+	}
+}
+
+// inUse has an overlay outlive the layer's mountpoint: of its clone of the mount
+// nobody knows but the kernel.
+func inUse(t *testing.T, f *fixture) {
+	l := f.layer("a", 60, 10)
+	empty, overlay := t.TempDir(), t.TempDir()
+	if err := unix.Mount("overlay", overlay, "overlay", 0, "lowerdir="+l.target+":"+empty); err != nil {
+		t.Fatal(err)
+	}
+	unmount := sync.OnceValue(func() error { return unix.Unmount(overlay, 0) })
+	t.Cleanup(func() {
+		if err := unmount(); err != nil {
+			t.Error(err)
+		}
+	})
+	busy := func(when string) {
+		t.Helper()
+		for range 2 {
+			if err := f.transport.Detach(l.blob); !errors.Is(err, ondemand.ErrBusy) {
+				t.Errorf("%s: %v", when, err)
+			}
+		}
+		if !f.transport.Needed() {
+			t.Error(when + ": the transport is not needed")
+		}
+	}
+	busy("mounted")
+	if _, err := l.read(l.largest()); err != nil {
+		t.Fatal(err)
+	}
+	l.unmount()
+	busy("unmounted")
+	l.checkBelow(overlay)
+	if err := l.blob.Fill(t.Context(), 0, l.blob.Size()); err != nil {
+		t.Fatal(err)
+	}
+	// Complete, it may be the kernel's own; else it is kept.
+	if err := f.transport.Detach(l.blob); err != nil && !errors.Is(err, ondemand.ErrBusy) {
+		t.Error(err)
+	}
+	for path := range l.files {
+		file := filepath.Join(overlay, path)
+		if out, err := run(exec.CommandContext(t.Context(), "dd", "if="+file, "iflag=nocache", "count=0", "status=none")); err != nil {
+			t.Fatal(string(out), err)
+		}
+	}
+	l.checkBelow(overlay)
+	if err := unmount(); err != nil {
+		t.Fatal(err)
+	}
+	l.detach()
 }
 
 func manyBlobs(t *testing.T, f *fixture) {

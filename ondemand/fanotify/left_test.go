@@ -1,0 +1,302 @@
+package fanotify
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/ondemand"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
+)
+
+func TestLeftovers(t *testing.T) {
+	j, err := journal.New(Journal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	one := event{fd: 20, off: 4096, count: 8192}
+	two := event{fd: 21, off: 1 << 40, count: 1}
+	slot := put(t, j, one, inode{1, 2})
+	put(t, j, two, inode{3, 4})
+	three := event{mask: unix.FAN_PRE_ACCESS, fd: 22, off: 5, count: 6}
+	j.Received(copy(j.Inbox(), append(encode(one, true), encode(three, true)...)))
+	byFD := func() map[int32]left {
+		numbers, err := leftovers(j, slog.New(slog.NewTextHandler(t.Output(), nil)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := map[int32]left{}
+		for fd, n := range numbers {
+			if len(n.events) != 1 || n.events[0].fd != fd {
+				t.Errorf("%d: %+v", fd, n.events)
+			}
+			found[fd] = n.events[0]
+		}
+		return found
+	}
+	found := byFD()
+	if len(found) != 3 || found[20].file != (inode{1, 2}) || found[21].off != 1<<40 || found[22].file != (inode{}) || found[22].count != 6 {
+		t.Fatalf("%+v", found)
+	}
+	// Whoever found them dies too, having read more.
+	clear(j.Inbox())
+	if found = byFD(); len(found) != 3 {
+		t.Fatalf("%+v", found)
+	}
+	j.Clear(found[22].slot)
+	// Killed between the read and the note of its length.
+	copy(j.Inbox(), encode(event{mask: unix.FAN_PRE_ACCESS, fd: 23, off: 5, count: 6}, true))
+	if found = byFD(); len(found) != 3 || found[23].count != 6 {
+		t.Fatalf("%+v", found)
+	}
+	j.Clear(slot)
+	if found = byFD(); len(found) != 2 {
+		t.Fatalf("%+v", found)
+	}
+}
+
+// testSpan is the size of the scripted tests' spans.
+const testSpan = 4096
+
+// newBlob is one of two spans, the first filled.
+func newBlob(t *testing.T, src ondemand.Source) (*ondemand.Blob, inode) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "blob")
+	engine, err := ondemand.New(ondemand.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := engine.Open(ondemand.BlobConfig{Key: ondemand.Key{Volume: "v", Cookie: "c"}, Path: file, Size: 2 * testSpan, SpanSize: testSpan, Source: src})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close() })
+	if err := b.Fill(t.Context(), 0, testSpan); err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(file, &st); err != nil {
+		t.Fatal(err)
+	}
+	return b, identity(&st)
+}
+
+func put(t *testing.T, j *journal.Journal, e event, id inode) int {
+	t.Helper()
+	slot, err := j.Put(encodeSlot(e, id))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slot
+}
+
+// successor serves what a journal has, with a pipe for the kernel's end, of which
+// only answers are of interest.
+func successor(t *testing.T, j *journal.Journal) (s *Server, kernel *os.File) {
+	t.Helper()
+	kernel, group, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { kernel.Close(); group.Close() })
+	if s, err = Serve(group, j, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	return s, kernel
+}
+
+func expect(t *testing.T, kernel *os.File, answers ...[]byte) {
+	t.Helper()
+	want := bytes.Join(answers, nil)
+	got := make([]byte, len(want))
+	if err := kernel.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(kernel, got); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%x, %v", got, err)
+	}
+}
+
+// TestNumberUsedTwice has two events of one number, of which the kernel may have
+// either: neither is answered before both are filled.
+func TestNumberUsedTwice(t *testing.T) {
+	src := &gated{gate: make(chan struct{})}
+	b, id := newBlob(t, src)
+	j, err := journal.New(Journal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const number = 900
+	put(t, j, event{fd: number, off: 0, count: testSpan}, id)
+	j.Received(copy(j.Inbox(), encode(event{mask: unix.FAN_PRE_ACCESS, fd: number, off: testSpan, count: testSpan}, true)))
+	s, kernel := successor(t, j)
+	s.attached[id] = &attached{blob: b}
+	s.Recover()
+	early := make([]byte, 64)
+	if err := kernel.SetReadDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := kernel.Read(early); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("answered before both were filled: %x, %v", early[:n], err)
+	}
+	close(src.gate)
+	expect(t, kernel, answer(number, 0), answer(number, 0))
+	<-s.numbers[number].settled
+	if left := j.Left(); len(left.Slots) != 0 {
+		t.Errorf("slots %v are left", left.Slots)
+	}
+}
+
+// TestLeftOfCompleteBlob has an event that a daemon did not answer before it died,
+// of a blob that it had completed.
+func TestLeftOfCompleteBlob(t *testing.T) {
+	gate := make(chan struct{})
+	close(gate)
+	b, id := newBlob(t, &gated{gate: gate})
+	if err := b.Fill(t.Context(), 0, 2*testSpan); err != nil || !b.Complete() {
+		t.Fatal(b.Complete(), err)
+	}
+	j, err := journal.New(Journal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, j, event{fd: 900, off: testSpan, count: testSpan}, id)
+	s, kernel := successor(t, j)
+	if err := s.Attach(b, ""); err != nil {
+		t.Fatal(err)
+	}
+	s.Recover()
+	expect(t, kernel, answer(900, 0))
+}
+
+// gated gives zeros: the first span at once, others through a gate.
+type gated struct{ gate chan struct{} }
+
+func (g *gated) Grow(first, last int64, _ bool) (int64, int64) { return first, last }
+
+func (g *gated) Fetch(ctx context.Context, first, last int64, put func(int64, []byte) error) error {
+	for i := first; i < last; i++ {
+		if i > 0 {
+			select {
+			case <-g.gate:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		if err := put(i, make([]byte, testSpan)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// TestStartWaitsForNobody has three events left, of which one cannot be filled for
+// now. The start is over at once, the others are answered and their numbers free,
+// and what stays is found by the next daemon when this one stops meanwhile.
+func TestStartWaitsForNobody(t *testing.T) {
+	src := &gated{gate: make(chan struct{})}
+	b, id := newBlob(t, src)
+	j, err := journal.New(Journal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const stuck = 902
+	put(t, j, event{fd: 900, off: 0, count: testSpan}, id)
+	put(t, j, event{fd: 901, off: 1, count: 1}, id)
+	put(t, j, event{fd: stuck, off: testSpan, count: testSpan}, id)
+	s, kernel := successor(t, j)
+	for fd := range s.numbers {
+		if !isOpen(int(fd)) {
+			t.Errorf("number %d may be given to a new event", fd)
+		}
+	}
+	s.attached[id] = &attached{blob: b}
+	s.Recover()
+	for _, fd := range []int32{900, 901} {
+		<-s.numbers[fd].settled
+		s.numbers[fd].once.Do(func() { t.Error("settled without an answer") }) // returns when it is over
+		if isOpen(int(fd)) {
+			t.Errorf("number %d is kept though it is answered", fd)
+		}
+	}
+	got := make([]byte, 2*len(answer(0, 0)))
+	if _, err := io.ReadFull(kernel, got); err != nil {
+		t.Fatal(err)
+	}
+	if one, two := answer(900, 0), answer(901, 0); !bytes.Equal(got, append(one, two...)) && !bytes.Equal(got, append(two, one...)) {
+		t.Errorf("answers %x", got)
+	}
+	if !isOpen(stuck) {
+		t.Errorf("number %d is free before it is answered", stuck)
+	}
+	s.taking.Lock() // as Drain, without its wait
+	s.draining = true
+	s.taking.Unlock()
+	s.cancel()
+	s.work.Wait()
+	if found, err := leftovers(j, s.log); err != nil || len(found) != 1 || found[stuck] == nil {
+		t.Errorf("left for the next daemon: %v, %v", found, err)
+	}
+	if err := kernel.SetReadDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := kernel.Read(got); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("answered %x while it stopped, %v", got[:n], err)
+	}
+	close(src.gate)
+}
+
+func isOpen(fd int) bool {
+	_, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+	return err == nil
+}
+
+// TestOwnWriteWithADeadNumber has the kernel give a fill's write the number of an
+// event that cannot be filled for now: what came first gets an error, the write goes
+// on.
+func TestOwnWriteWithADeadNumber(t *testing.T) {
+	b, id := newBlob(t, &gated{gate: make(chan struct{})})
+	j, err := journal.New(Journal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, 900) // ours already
+	if err != nil {
+		t.Fatal(err)
+	}
+	slot := put(t, j, event{fd: int32(fd), off: testSpan, count: testSpan}, id)
+	s, kernel := successor(t, j)
+	s.attached[id] = &attached{blob: b}
+	s.Recover()
+	s.take(event{fd: int32(fd), pid: s.self}) // which closes it
+	expect(t, kernel, answer(int32(fd), unix.EIO), answer(int32(fd), 0))
+	if _, found := j.Left().Slots[slot]; found {
+		t.Error("the dead event would be answered again, in place of a later one")
+	}
+	if isOpen(fd) {
+		t.Error("the event's descriptor is left open")
+	}
+	s.cancel()
+	s.work.Wait()
+}
+
+// TestNumberAboveTheLimit has an event of a daemon that could have more files open.
+func TestNumberAboveTheLimit(t *testing.T) {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	above := int32(min(limit.Cur+10, 1<<30))
+	numbers := map[int32]*number{above: {held: -1}}
+	if err := reserve(numbers); err != nil || numbers[above].held != -1 {
+		t.Error(numbers[above].held, err)
+	}
+}

@@ -1,0 +1,242 @@
+package ondemand
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// pending is one span in flight.
+type pending struct {
+	flight *flight
+	done   chan struct{}
+	err    error // set before done is closed
+}
+
+// flight is one fetch and those who wait for it.
+type flight struct {
+	first, last int64
+	turn        *turn
+	cancel      context.CancelFunc
+	waiters     int // guarded by Blob.mu
+}
+
+// errAbandoned ends a flight whose last waiter has left.
+var errAbandoned = errors.New("nobody waits for the fetch any more")
+
+// errNotBrought ends the wait for what a source has promised.
+var errNotBrought = errors.New("source ended without an error and without the span")
+
+// Fill returns when [off, off+n) of the file holds the blob's bytes. A range
+// past the blob's end is cut there.
+func (b *Blob) Fill(ctx context.Context, off, n int64) error { return b.fill(ctx, off, n, true) }
+
+// FillAhead is Fill for what nobody waits for yet: it goes behind what readers
+// wait for.
+func (b *Blob) FillAhead(ctx context.Context, off, n int64) error {
+	return b.fill(ctx, off, n, false)
+}
+
+func (b *Blob) fill(ctx context.Context, off, n int64, urgent bool) error {
+	if off < 0 || n <= 0 || off >= b.size {
+		return nil
+	}
+	b.check()
+	n = min(n, b.size-off)
+	first, last := off/b.spanSize, (off+n-1)/b.spanSize+1
+	for {
+		wait, err := b.join(first, last, urgent)
+		if err == nil {
+			err = b.await(ctx, wait)
+		}
+		if errors.Is(err, errAbandoned) && ctx.Err() == nil {
+			continue // we joined just as the last of the others left
+		}
+		if err != nil {
+			return &FillError{b.key, off, n, err}
+		}
+		return nil
+	}
+}
+
+// join makes the caller a waiter of a flight for every hole in [first, last),
+// starting flights for those that have none. After an error it waits for none.
+func (b *Blob) join(first, last int64, urgent bool) ([]*pending, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var wait []*pending
+	for span := first; span < last; {
+		if b.store.Has(span) {
+			span++
+			continue
+		}
+		p := b.pending[span]
+		if p == nil {
+			end := b.gap(span, last)
+			b.mu.Unlock()
+			from, to := b.source.Grow(span, end, urgent)
+			b.mu.Lock()
+			if b.closed {
+				return nil, ErrClosed // and Close has ended what we wait for
+			}
+			if b.taken(span) {
+				continue // somebody was faster
+			}
+			p = b.start(span, b.gap(span, end), from, to, urgent)
+		}
+		if urgent {
+			p.flight.turn.hurry()
+			b.engine.lastWait.Store(time.Now().UnixNano())
+		}
+		// One place among the flight's waiters for each of its spans that we
+		// want: await leaves as many.
+		p.flight.waiters++
+		wait = append(wait, p)
+		span++
+	}
+	if b.closed {
+		return nil, ErrClosed
+	}
+	return wait, nil
+}
+
+// gap is the end of the holes from a span on that nobody fetches, at most last
+// and at most what one fetch brings.
+func (b *Blob) gap(span, last int64) int64 {
+	end := span + 1
+	for end < last && !b.taken(end) && (end+1-span)*b.spanSize <= b.engine.opts.MaxFetch {
+		end++
+	}
+	return end
+}
+
+// start begins a flight for [first, last) and what the source brings with it, of
+// [from, to), up to the next spans on either side that are filled or in flight.
+// It returns the first span's place in it.
+func (b *Blob) start(first, last, from, to int64, urgent bool) *pending {
+	asked := first
+	for from = max(from, 0); first > from && !b.taken(first-1); {
+		first--
+	}
+	for to = min(to, b.spans); last < to && !b.taken(last); {
+		last++
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	f := &flight{first: first, last: last, cancel: cancel, turn: b.engine.budget.queue(b.group, urgent)}
+	for span := first; span < last; span++ {
+		b.pending[span] = &pending{flight: f, done: make(chan struct{})}
+	}
+	if urgent {
+		b.engine.demand.Add(1)
+	} else {
+		b.engine.ahead.Add(1)
+	}
+	b.flights.Add(1)
+	go b.fly(ctx, f)
+	return b.pending[asked]
+}
+
+// taken reports whether a span is filled or in flight.
+func (b *Blob) taken(span int64) bool { return b.pending[span] != nil || b.store.Has(span) }
+
+// fly fetches and answers every span of the flight.
+func (b *Blob) fly(ctx context.Context, f *flight) {
+	defer b.flights.Done()
+	defer f.cancel()
+	err := f.turn.wait(ctx)
+	if err == nil {
+		err = b.fetch(ctx, f)
+	}
+	f.turn.done()
+	if b.settle(f, err) {
+		b.engine.failed.Add(1)
+	}
+}
+
+// fetch is the flight once it has a place. Its time runs from here.
+func (b *Blob) fetch(ctx context.Context, f *flight) error {
+	ctx, cancel := context.WithTimeout(withTurn(ctx, f.turn), b.engine.opts.Timeout)
+	defer cancel()
+	return b.source.Fetch(ctx, f.first, f.last, func(span int64, data []byte) error {
+		if span < f.first || span >= f.last {
+			return fmt.Errorf("source brought span %d, asked for [%d,%d)", span, f.first, f.last)
+		}
+		if err := b.write(span, data); err != nil {
+			return err
+		}
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.answer(span, nil)
+		return nil
+	})
+}
+
+func (b *Blob) write(span int64, data []byte) error {
+	off := span * b.spanSize
+	if int64(len(data)) != min(b.spanSize, b.size-off) {
+		return fmt.Errorf("source brought %d bytes for span %d", len(data), span)
+	}
+	if err := b.store.Put(span, data); err != nil {
+		return err
+	}
+	b.Refresh()
+	return nil
+}
+
+// settle answers those who wait for spans of a flight that were not brought, and
+// reports whether that is a failure. It is one step: nobody joins what has
+// failed.
+func (b *Blob) settle(f *flight, err error) (failed bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case err == nil:
+		err = errNotBrought // if there are any
+	case f.waiters == 0:
+		err = errAbandoned
+	default:
+		failed = true
+	}
+	for span := f.first; span < f.last; span++ {
+		if p := b.pending[span]; p != nil && p.flight == f {
+			b.answer(span, err)
+			failed = failed || err == errNotBrought
+		}
+	}
+	return failed
+}
+
+// answer ends the wait for a span, under mu.
+func (b *Blob) answer(span int64, err error) {
+	p := b.pending[span]
+	if p == nil {
+		return // a source that brings it twice
+	}
+	delete(b.pending, span)
+	p.err = err
+	close(p.done)
+}
+
+// await waits for all of wait, or until one fails, and leaves their flights.
+func (b *Blob) await(ctx context.Context, wait []*pending) (err error) {
+	for _, p := range wait {
+		if err == nil {
+			select {
+			case <-p.done:
+				err = p.err
+			case <-ctx.Done():
+				err = ctx.Err()
+			}
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, p := range wait {
+		p.flight.waiters--
+		if p.flight.waiters == 0 && err != nil {
+			p.flight.cancel()
+		}
+	}
+	return err
+}

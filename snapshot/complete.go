@@ -1,0 +1,52 @@
+package snapshot
+
+import (
+	"time"
+)
+
+// watch lets a layer's transport go once the layer is complete and durable. A sync
+// that fails makes spans holes again, which are then filled once more.
+func (l *Layers) watch(layer *Layer, on *serving) {
+	for {
+		select {
+		case <-on.blob.Completed():
+		case <-on.gone:
+			return
+		case <-l.ctx.Done():
+			return
+		}
+		// Not under the lifecycle lock: it may take long.
+		if err := on.blob.Sync(); err != nil {
+			l.Log.Error("a complete layer cannot be made durable; what is not is fetched again", "layer", layer.digest, "error", err)
+			if !sleep(l.ctx, syncRetry) {
+				return
+			}
+			continue
+		}
+		if released, err := l.release(layer, on); released || err != nil {
+			return
+		}
+	}
+}
+
+const syncRetry = 5 * time.Second
+
+// release has the transport let go of a layer that is complete for good.
+func (l *Layers) release(layer *Layer, on *serving) (released bool, err error) {
+	err = l.with(l.ctx, layer.digest, func(now *Layer) error {
+		if now.serving != on || !on.blob.Durable() {
+			return nil
+		}
+		if err := l.Transport.Release(on.blob); err != nil {
+			return err
+		}
+		on.source.drop()
+		released = true
+		l.Log.Info("layer is complete", "layer", layer.digest)
+		return nil
+	})
+	if err != nil && l.ctx.Err() == nil {
+		l.Log.Error("releasing a complete layer", "layer", layer.digest, "error", err)
+	}
+	return released, err
+}

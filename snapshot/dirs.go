@@ -1,0 +1,147 @@
+package snapshot
+
+import (
+	"crypto/rand"
+	"errors"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/erofs"
+)
+
+// Directories below the root.
+const (
+	snapshotsDir = "snapshots"
+	layersDir    = "layers"
+	mountsDir    = "m"
+	newDir       = "new"
+	trashDir     = "trash"
+)
+
+// dirs makes and takes away directories below the root so that each name leads
+// to a whole one or to none.
+type dirs struct {
+	root     string
+	emptying sync.Mutex
+}
+
+// openDirs makes what is missing and takes away what an earlier run was making.
+// Nothing below the root is for anybody but root: a layer's mount shows an image's
+// files with their set-user-ID bits (compare CVE-2021-41103).
+func openDirs(root string) (*dirs, error) {
+	d := &dirs{root: root}
+	for _, name := range []string{snapshotsDir, layersDir, mountsDir, newDir, trashDir} {
+		path := filepath.Join(root, name)
+		if err := os.MkdirAll(path, 0o700); err != nil {
+			return nil, err
+		}
+		if err := os.Chmod(path, 0o700); err != nil { // of an earlier version
+			return nil, err
+		}
+	}
+	left, err := os.ReadDir(filepath.Join(root, newDir))
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range left {
+		if err := d.discard(filepath.Join(root, newDir, e.Name())); err != nil {
+			return nil, err
+		}
+	}
+	return d, nil
+}
+
+// temp makes a directory below new.
+func (d *dirs) temp() (string, error) {
+	return os.MkdirTemp(filepath.Join(d.root, newDir), "")
+}
+
+// install gives a directory of temp its name, for good. What had the name goes to
+// the trash.
+func (d *dirs) install(temp, path string) error {
+	if err := syncDir(temp); err != nil {
+		return errors.Join(err, d.discard(temp))
+	}
+	err := unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EEXIST) {
+		if err = unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE); err == nil {
+			err = d.discard(temp) // the old one by now
+		}
+	}
+	if err != nil {
+		return errors.Join(&os.LinkError{Op: "rename", Old: temp, New: path, Err: err}, d.discard(temp))
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// discard moves a directory, if there is one, to the trash, under a name that
+// nothing has: emptyTrash looks at each name once before it deletes.
+func (d *dirs) discard(path string) error {
+	for {
+		to := filepath.Join(d.root, trashDir, rand.Text())
+		err := unix.Renameat2(unix.AT_FDCWD, path, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+		switch {
+		case errors.Is(err, unix.EEXIST):
+			continue
+		case err == nil, errors.Is(err, unix.ENOENT):
+			return nil
+		}
+		return &os.LinkError{Op: "rename", Old: path, New: to, Err: err}
+	}
+}
+
+// emptyTrash deletes what nobody can reach any more.
+func (d *dirs) emptyTrash() error {
+	d.emptying.Lock()
+	defer d.emptying.Unlock()
+	entries, err := os.ReadDir(filepath.Join(d.root, trashDir))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		dir := filepath.Join(d.root, trashDir, e.Name())
+		if !reachable(dir) {
+			errs = append(errs, os.RemoveAll(dir))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// trashReachable reports whether somebody can reach a layer that is in the trash.
+func (d *dirs) trashReachable() bool {
+	entries, err := os.ReadDir(filepath.Join(d.root, trashDir))
+	if err != nil {
+		return true // nobody knows
+	}
+	for _, e := range entries {
+		if reachable(filepath.Join(d.root, trashDir, e.Name())) {
+			return true
+		}
+	}
+	return false
+}
+
+// reachable reports whether a file system of a layer's directory may be mounted
+// anywhere. The caller has no file of it open.
+func reachable(dir string) bool {
+	for _, name := range []string{"bootstrap", "blob"} {
+		used, err := erofs.InUse(filepath.Join(dir, name))
+		if !errors.Is(err, os.ErrNotExist) && used {
+			return true
+		}
+	}
+	return false
+}
+
+// syncDir makes the names in a directory durable.
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

@@ -1,0 +1,180 @@
+package snapshot
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/continuity"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/erofs"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
+	"github.com/lacuna-snapshotter/lacuna/ondemand"
+)
+
+// files is what a layer keeps on disk. Its directory, whose name is
+// index.BlobName's, so that it holds one layout of one layer, has
+//
+//	layer.json  a layerState
+//	bootstrap   EROFS metadata, complete; never written again
+//	*.index*    the index that the bootstrap is of: see package index. It is the
+//	            layer's own: one that is made later may lay the blob out in
+//	            another way
+//	blob*       the blob with its records: see package ondemand
+type files struct {
+	layerState
+	dir    string
+	target string // mountpoint
+}
+
+// layerState is layer.json.
+type layerState struct {
+	Version    int
+	Layer      digest.Digest
+	Bootstrap  digest.Digest // with Layer, it settles every byte of the blob
+	Mountpoint string        // its name below m
+	Ref        string        // an image reference whose repository has the layer
+	Manifest   digest.Digest // that image's, for its prediction; may be empty
+	BlobSize   int64
+	SpanSize   int64
+	Inodes     int64
+	Packed     int64 // bytes of the layer in the registry
+}
+
+const stateVersion = 3
+
+func (s layerState) name() string { return index.BlobName(s.Layer, s.Bootstrap) }
+
+// key names the layer's blob for the kernel.
+func (s layerState) key() ondemand.Key { return ondemand.Key{Volume: "lacuna", Cookie: s.name()} }
+
+func (s layerState) image() Target {
+	return Target{Ref: s.Ref, Manifest: s.Manifest, Layer: s.Layer}
+}
+
+// at gives a state its place below a root.
+func (s layerState) at(root string) *files {
+	return &files{s, filepath.Join(root, layersDir, s.name()), filepath.Join(root, mountsDir, s.Mountpoint)}
+}
+
+func (f *files) path(name string) string { return filepath.Join(f.dir, name) }
+
+// readFiles reads the state of a directory below layers. Where that cannot be
+// used, f still tells the layer, if the directory's name does.
+func readFiles(root, name string) (f *files, err error) {
+	dir := filepath.Join(root, layersDir, name)
+	f = &files{dir: dir}
+	if len(name) > digest.SHA256.Size()*2 {
+		f.Layer = digest.NewDigestFromEncoded(digest.SHA256, name[:digest.SHA256.Size()*2])
+	}
+	b, err := os.ReadFile(f.path("layer.json"))
+	if err != nil {
+		return f, err
+	}
+	var s layerState
+	if err := json.Unmarshal(b, &s); err != nil {
+		return f, fmt.Errorf("%s: %w", f.path("layer.json"), err)
+	}
+	if s.Version != stateVersion || !isSHA256(s.Layer) || !isSHA256(s.Bootstrap) || s.name() != name ||
+		!filepath.IsLocal(s.Mountpoint) || filepath.Base(s.Mountpoint) != s.Mountpoint {
+		return f, fmt.Errorf("%s: version %d of layer %q, mounted at %q", f.path("layer.json"), s.Version, s.Layer, s.Mountpoint)
+	}
+	return s.at(root), nil
+}
+
+// write makes the layer's directory, or mends the one that is there. Another
+// layout's bytes are never reused: a directory whose bootstrap is not the one
+// wanted is replaced whole.
+func (f *files) write(d *dirs, h *index.Head, store *index.Store) error {
+	if err := erofs.Check(h.Bootstrap, h.Map.BlobSize); err != nil {
+		return err
+	}
+	if b, err := os.ReadFile(f.path("bootstrap")); err == nil && digest.FromBytes(b) == f.Bootstrap {
+		return errors.Join(f.writeRest(f.dir, store), syncDir(f.dir))
+	}
+	temp, err := d.temp()
+	if err != nil {
+		return err
+	}
+	if err := continuity.AtomicWriteFile(filepath.Join(temp, "bootstrap"), h.Bootstrap, 0o600); err != nil {
+		return errors.Join(err, d.discard(temp))
+	}
+	if err := f.writeRest(temp, store); err != nil {
+		return errors.Join(err, d.discard(temp))
+	}
+	return d.install(temp, f.dir)
+}
+
+func (f *files) writeRest(dir string, store *index.Store) error {
+	own, err := index.OpenStore(dir)
+	if err != nil {
+		return err
+	}
+	if err := store.Share(f.Layer, own); err != nil {
+		return err
+	}
+	b, err := json.Marshal(f.layerState)
+	if err != nil {
+		return err
+	}
+	return continuity.AtomicWriteFile(filepath.Join(dir, "layer.json"), b, 0o600)
+}
+
+// mounted reports whether the mountpoint shows an EROFS file system.
+func (f *files) mounted() bool { return isEROFS(f.target) }
+
+func isEROFS(path string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(path, &st) == nil && uint32(st.Type) == unix.EROFS_SUPER_MAGIC_V1
+}
+
+// discardBlob moves a file that cannot be the blob, and its records, to the trash.
+func (f *files) discardBlob(d *dirs) error {
+	temp, err := d.temp()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, name := range blobFiles {
+		if err := os.Rename(f.path(name), filepath.Join(temp, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(append(errs, d.discard(temp))...)
+}
+
+// blobFiles are the files of package ondemand, what tells of the bytes first.
+var blobFiles = []string{"blob.spans", "blob.durable", "blob"}
+
+// empty removes the blob, which nothing serves, and its records before it.
+func (f *files) empty() error {
+	var errs []error
+	for _, name := range blobFiles {
+		if err := os.Remove(f.path(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// usage is what the files but the blob have allocated on disk.
+func (f *files) usage() (snapshots.Usage, error) {
+	u := snapshots.Usage{Inodes: f.Inodes}
+	for _, name := range []string{"layer.json", "bootstrap"} {
+		var st unix.Stat_t
+		err := unix.Stat(f.path(name), &st)
+		if errors.Is(err, unix.ENOENT) {
+			continue // quarantined
+		}
+		if err != nil {
+			return u, &os.PathError{Op: "stat", Path: f.path(name), Err: err}
+		}
+		u.Size += st.Blocks * 512 // stat(2)'s unit, whatever the file system's is
+	}
+	return u, nil
+}
