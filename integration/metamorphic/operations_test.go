@@ -165,7 +165,7 @@ func (s *sequence) extract(ns *namespace, layers []*layer) bool {
 		s.m.mu.Lock()
 		indexed = indexed && s.m.drops == drops
 		s.m.mu.Unlock()
-		if indexed && !ordinary && !s.lenient.Load() {
+		if indexed && !ordinary && !s.lenient.Load() && !s.faulty.Load() {
 			s.nodeLock.RLock()
 			a, _ := s.child.ask(request{Op: "status"})
 			s.nodeLock.RUnlock()
@@ -742,6 +742,9 @@ func (s *sequence) probe(r *rand.Rand) {
 
 // trouble lets the registry misbehave for a while.
 func (s *sequence) trouble(r *rand.Rand) {
+	if s.flavour == power { // containerd would unpack layers
+		return
+	}
 	s.faulty.Store(true)
 	s.troubled.Store(true)
 	faults := []registrytest.Fault{

@@ -431,9 +431,9 @@ func (s *sequence) finish() {
 // clean reports what is left of snapshots and layers.
 func (s *sequence) clean() error {
 	var left []string
-	for _, dir := range []string{"snapshots", "layers", "m"} {
+	for _, dir := range []string{"snapshots", "layers", "m", "new", "trash"} {
 		entries, err := os.ReadDir(filepath.Join(s.root, dir))
-		if err != nil {
+		if err != nil && !os.IsNotExist(err) {
 			return err
 		}
 		for _, e := range entries {
