@@ -18,14 +18,15 @@ import (
 )
 
 var (
-	firstSeed  = flag.Uint64("seed", 1, "seed of the first sequence; the next has the next")
-	sequences  = flag.Int("sequences", 60, "how many")
-	workers    = flag.Int("workers", 2, "how many at once")
-	flavour    = flag.String("flavour", "", "what befalls them: calm, delay, fail, kill, power or reboot; by seed where empty")
-	namespaces = flag.Int("namespaces", 2, "containerd's, 1 or 2")
-	tolerate   = flag.Int("tolerate", 0, "failed sequences before the run ends")
-	mend       = flag.Duration("mend", 10*time.Second, "how long a state may take to mend itself after faults")
-	limit      = flag.Duration("limit", time.Hour, "no new sequence is begun after this time")
+	firstSeed   = flag.Uint64("seed", 1, "seed of the first sequence; the next has the next")
+	sequences   = flag.Int("sequences", 60, "how many")
+	workers     = flag.Int("workers", 2, "how many at once")
+	flavour     = flag.String("flavour", "", "what befalls them: calm, delay, fail, kill, power or reboot; by seed where empty")
+	namespaces  = flag.Int("namespaces", 2, "containerd's, 1 or 2")
+	tolerate    = flag.Int("tolerate", 0, "failed sequences before the run ends")
+	startTidies = flag.Bool("start-tidies", false, "bear what failed system calls have left over, where the next start of the node removes it")
+	mend        = flag.Duration("mend", 10*time.Second, "how long a state may take to mend itself after faults")
+	limit       = flag.Duration("limit", time.Hour, "no new sequence is begun after this time")
 )
 
 // TestMain is the driver, or what the driver started.

@@ -221,15 +221,12 @@ func (s *sequence) rest(r *rand.Rand) {
 		s.checkContainers()
 	}
 	if !s.failed.Load() && r.IntN(3) == 0 {
-		s.mended(leftovers, "after Cleanup", s.exact)
+		s.tidy(r, s.exact)
 	}
 }
 
-// exact cleans up and compares what is kept with what is used.
+// exact compares what is kept with what is used.
 func (s *sequence) exact() error {
-	if err := s.call("Cleanup", func(ctx context.Context, sn Snapshotter) error { return sn.Cleanup(ctx) }); err != nil {
-		return err
-	}
 	used, count := map[digest.Digest]bool{}, 0
 	s.m.mu.Lock()
 	for _, sn := range s.m.snaps {
@@ -343,6 +340,11 @@ func (s *sequence) resolve() {
 	defer s.m.mu.Unlock()
 	for key, sn := range s.m.snaps {
 		info, ok := found[key]
+		if ok && sn.lazy && sn.exists == unsure && info.Kind == sn.kind {
+			// Two namespaces may have wanted the chain, on parents of their own.
+			sn.parent = info.Parent
+			sn.ordinary = s.m.snaps[sn.parent] != nil && s.m.snaps[sn.parent].ordinary
+		}
 		switch {
 		case ok && (info.Kind != sn.kind || info.Parent != sn.parent):
 			s.fail(wrongState, "snapshot %s is %v on %q, should be %v on %q", key, info.Kind, info.Parent, sn.kind, sn.parent)
@@ -414,17 +416,38 @@ func (s *sequence) finish() {
 		}
 		return nil
 	})
-	s.mended(leftovers, "after Cleanup", func() error {
-		if err := s.call("Cleanup", func(ctx context.Context, sn Snapshotter) error { return sn.Cleanup(ctx) }); err != nil {
-			return err
-		}
-		return s.clean()
-	})
+	s.tidy(rand.New(rand.NewPCG(s.seed, 6)), s.clean)
 	if s.failed.Load() {
 		return
 	}
 	if err := s.child.close(); err != nil {
 		s.fail(wrongState, "stop: %v\n%.8000s", err, s.child.stderr)
+	}
+}
+
+// tidy cleans up until nothing is kept that is not used. What only a start of the
+// node tidies up is told apart.
+func (s *sequence) tidy(r *rand.Rand, check func() error) {
+	try := func() error {
+		if err := s.call("Cleanup", func(ctx context.Context, sn Snapshotter) error { return sn.Cleanup(ctx) }); err != nil {
+			return err
+		}
+		return check()
+	}
+	err := s.mends(try)
+	if err == nil || s.failed.Load() {
+		return
+	}
+	s.note("left over: %v", err)
+	flavour := s.flavour
+	s.flavour = calm // nothing fails in this start
+	restarted := s.restart(r) && s.mends(try) == nil
+	s.flavour = flavour
+	switch {
+	case !restarted:
+		s.fail(leftovers, "%v", err)
+	case !*startTidies:
+		s.fail(untilStart, "%v", err)
 	}
 }
 

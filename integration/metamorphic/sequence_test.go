@@ -102,6 +102,7 @@ const (
 	wrongCall  = "wrong outcome of a call"
 	wrongState = "wrong state"
 	leftovers  = "left over"
+	untilStart = "left over until the next start"
 	deadNode   = "node died"
 )
 
@@ -410,24 +411,32 @@ func (s *sequence) checkTree(where, dir string, want content, mayFail bool) erro
 	return first
 }
 
-// mended tries until it succeeds: once where there were no faults, and for some
-// time where there were.
-func (s *sequence) mended(kind, what string, try func() error) bool {
-	began := time.Now()
-	for {
+// mends tries until it succeeds: once where there were no faults, and for some time
+// where there were.
+func (s *sequence) mends(try func() error) error {
+	began, noted := time.Now(), 0
+	for n := 0; ; n++ {
 		err := try()
-		if err == nil {
-			return true
+		if err == nil || s.failed.Load() || !s.troubled.Load() || time.Since(began) > *mend {
+			return err
 		}
-		if s.failed.Load() {
-			return false
+		s.mu.Lock()
+		if n == 0 { // the first try and the last are enough to read
+			noted = len(s.trace)
 		}
-		if !s.troubled.Load() || time.Since(began) > *mend {
-			s.fail(kind, "%s: %v", what, err)
-			return false
-		}
+		s.trace = s.trace[:noted]
+		s.mu.Unlock()
 		time.Sleep(50 * time.Millisecond)
 	}
+}
+
+// mended makes it a failure where that does not succeed.
+func (s *sequence) mended(kind, what string, try func() error) bool {
+	err := s.mends(try)
+	if err != nil && !s.failed.Load() {
+		s.fail(kind, "%s: %v", what, err)
+	}
+	return err == nil
 }
 
 // notFound reports that there is nothing, as containerd hears it.
