@@ -424,6 +424,9 @@ func (s *sequence) hold(r *rand.Rand) {
 	}
 	defer c.Unlock()
 	name, _ := pick(r, slices.Sorted(maps.Keys(c.parent.files)))
+	if _, changed := c.own[name]; changed { // the upper's file may change on
+		return
+	}
 	id, outcome, err := s.reader.begin(task{Op: "open", Path: filepath.Join(c.dir, name)})
 	if err == nil {
 		_, err = s.reader.wait(outcome)
@@ -433,9 +436,7 @@ func (s *sequence) hold(r *rand.Rand) {
 		s.judge(c, "open "+name, err)
 		return
 	}
-	if _, changed := c.own[name]; !changed { // else it is the upper's file, which changes
-		c.held[id] = c.parent.files[name]
-	}
+	c.held[id] = c.parent.files[name]
 }
 
 // reread reads a file that is held open, also where the container has gone.
