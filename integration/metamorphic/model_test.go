@@ -67,8 +67,8 @@ type container struct {
 	mounted bool
 	removed bool // its snapshot: the overlay may outlive it
 	own     content
-	held    map[int64]*file // tasks that hold a file open
-	unsound bool            // its own files may be lost
+	held    map[int64]string // names of files that are held open, by task
+	unsound bool             // its own files may be lost
 }
 
 // files are what the container must show.

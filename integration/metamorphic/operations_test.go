@@ -279,7 +279,7 @@ func (s *sequence) startOn(ns *namespace, parent *snap, view bool) *container {
 	}
 	key := s.m.newKey(ns, "container")
 	active := s.m.put(&snap{key: key, parent: parent.key, kind: kind, exists: unsure, owned: true})
-	c := &container{key: key, ns: ns, view: view, parent: parent, own: content{}, held: map[int64]*file{}}
+	c := &container{key: key, ns: ns, view: view, parent: parent, own: content{}, held: map[int64]string{}}
 	c.dir = filepath.Join(s.dir, "c"+fmt.Sprint(s.nextDir()))
 	err := s.call(fmt.Sprintf("%s %q on %.40s", what, key, parent.key), func(ctx context.Context, sn Snapshotter) (err error) {
 		if view {
@@ -424,9 +424,6 @@ func (s *sequence) hold(r *rand.Rand) {
 	}
 	defer c.Unlock()
 	name, _ := pick(r, slices.Sorted(maps.Keys(c.parent.files)))
-	if _, changed := c.own[name]; changed { // the upper's file may change on
-		return
-	}
 	id, outcome, err := s.reader.begin(task{Op: "open", Path: filepath.Join(c.dir, name)})
 	if err == nil {
 		_, err = s.reader.wait(outcome)
@@ -436,10 +433,11 @@ func (s *sequence) hold(r *rand.Rand) {
 		s.judge(c, "open "+name, err)
 		return
 	}
-	c.held[id] = c.parent.files[name]
+	c.held[id] = name
 }
 
-// reread reads a file that is held open, also where the container has gone.
+// reread reads a file that is held open, also where the container has gone. One
+// that was copied up since reads as the copy (fs/overlayfs/file.c, ovl_real_file).
 func (s *sequence) reread(r *rand.Rand) {
 	s.m.mu.Lock()
 	list := slices.Clone(s.m.containers)
@@ -457,7 +455,7 @@ func (s *sequence) reread(r *rand.Rand) {
 	where := "reread a held file of " + c.key
 	s.note("%s: %d bytes %s %v", where, got.Files[""].N, got.Files[""].Error, err)
 	if err == nil {
-		err = s.checkFile(where, c.held[id], got.Files[""], c.removed)
+		err = s.checkFile(where, c.files()[c.held[id]], got.Files[""], c.removed)
 	}
 	s.judge(c, where, err)
 }

@@ -292,7 +292,7 @@ func (s *sequence) reboot() error {
 		return err
 	}
 	for _, c := range s.m.containers {
-		c.mounted, c.held = false, map[int64]*file{}
+		c.mounted, c.held = false, map[int64]string{}
 		c.unsound = c.unsound || lost
 	}
 	if err := s.unmountAll(); err != nil {
