@@ -2,21 +2,17 @@
 // what is wrong with it. Only commands import it.
 //
 // A file need not exist, and need only say what differs from the defaults. An
-// unknown key is an error, with its line, since it is a misspelt one. Default
+// unknown key is an error, with its line, since it is a misspelt one, and so is a
+// value of the wrong kind or without the unit that it needs. Default
 // returns a file with every key and its default, which a test holds against the
 // struct.
 package config
 
 import (
-	"bytes"
 	_ "embed"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"time"
-
-	"github.com/pelletier/go-toml/v2"
 )
 
 // Config is the file.
@@ -53,7 +49,7 @@ type Registry struct {
 type Fetch struct {
 	Concurrent int      `toml:"concurrent"`
 	Background int      `toml:"background"`
-	MaxBytes   int64    `toml:"max_bytes"`
+	MaxBytes   Size     `toml:"max_bytes"`
 	Timeout    Duration `toml:"timeout"`
 }
 
@@ -61,12 +57,12 @@ type Fetch struct {
 type Settle struct {
 	Enabled bool     `toml:"enabled"`
 	Quiet   Duration `toml:"quiet"`
-	Rate    int64    `toml:"rate"`
+	Rate    Size     `toml:"rate"`
 }
 
 // Cache is what may stay on disk.
 type Cache struct {
-	MaxBytes int64    `toml:"max_bytes"`
+	MaxBytes Size     `toml:"max_bytes"`
 	Every    Duration `toml:"every"`
 }
 
@@ -95,26 +91,10 @@ type CachefilesLimits struct {
 
 // Index is how indexes are made.
 type Index struct {
-	SpanSize int64 `toml:"span_size"`
-	Spacing  int64 `toml:"checkpoint_spacing"`
-	Grain    int64 `toml:"stop_grain"`
+	SpanSize Size `toml:"span_size"`
+	Spacing  Size `toml:"checkpoint_spacing"`
+	Grain    Size `toml:"stop_grain"`
 }
-
-// Duration is written as Go writes it, such as "1m30s".
-type Duration time.Duration
-
-// UnmarshalText implements encoding.TextUnmarshaler.
-func (d *Duration) UnmarshalText(b []byte) error {
-	v, err := time.ParseDuration(string(b))
-	if err == nil && v < 0 {
-		err = fmt.Errorf("negative duration %q", b)
-	}
-	*d = Duration(v)
-	return err
-}
-
-// MarshalText implements encoding.TextMarshaler.
-func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
 
 //go:embed default.toml
 var defaults string
@@ -145,89 +125,4 @@ func Load(path string) (*Config, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return c, nil
-}
-
-func decode(b []byte, c *Config) error {
-	strict := &toml.StrictMissingError{}
-	d := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields()
-	err := d.Decode(c)
-	var at *toml.DecodeError
-	switch {
-	case errors.As(err, &strict):
-		return fmt.Errorf("unknown key:\n%s", strict.String())
-	case errors.As(err, &at):
-		return fmt.Errorf("\n%s", at.String())
-	}
-	return err
-}
-
-// Check reports all that is wrong with the values.
-func (c *Config) Check() error {
-	var errs []error
-	bad := func(key, format string, args ...any) {
-		errs = append(errs, fmt.Errorf("%s: %s", key, fmt.Sprintf(format, args...)))
-	}
-	for key, path := range map[string]string{"root": c.Root, "address": c.Address, "status_address": c.Status} {
-		if !filepath.IsAbs(path) {
-			bad(key, "%q is not an absolute path", path)
-		}
-	}
-	// The kernel's limit for the path of a Unix socket (struct sockaddr_un).
-	for key, path := range map[string]string{"address": c.Address, "status_address": c.Status} {
-		if len(path) > 107 {
-			bad(key, "%d bytes, a socket's path has at most 107", len(path))
-		}
-	}
-	oneOf := func(key, v string, allowed ...string) {
-		for _, a := range allowed {
-			if v == a {
-				return
-			}
-		}
-		bad(key, "%q is none of %q", v, allowed)
-	}
-	oneOf("log_level", c.LogLevel, "debug", "info", "warn", "error")
-	oneOf("log_format", c.LogFormat, "text", "json")
-	oneOf("transport", c.Transport, "auto", "fanotify", "cachefiles", "fuse")
-	between := func(key string, v, from, to int64) {
-		if v < from || v > to {
-			bad(key, "%d is not between %d and %d", v, from, to)
-		}
-	}
-	between("registry.attempts", int64(c.Registry.Attempts), 1, 100)
-	between("fetch.concurrent", int64(c.Fetch.Concurrent), 1, 1024)
-	between("fetch.background", int64(c.Fetch.Background), 1, int64(c.Fetch.Concurrent))
-	between("fetch.max_bytes", c.Fetch.MaxBytes, 64<<10, 256<<20)
-	between("settle.rate", c.Settle.Rate, 0, 1<<50)
-	for _, l := range []struct {
-		kind            string
-		stop, cull, run int
-	}{
-		{"b", c.Cachefiles.Limits.BStop, c.Cachefiles.Limits.BCull, c.Cachefiles.Limits.BRun},
-		{"f", c.Cachefiles.Limits.FStop, c.Cachefiles.Limits.FCull, c.Cachefiles.Limits.FRun},
-	} {
-		if l.stop < 0 || l.stop >= l.cull || l.cull >= l.run || l.run >= 100 {
-			bad("cachefiles.limits", "%[1]sstop %[2]d, %[1]scull %[3]d, %[1]srun %[4]d: 0 <= stop < cull < run < 100 is needed", l.kind, l.stop, l.cull, l.run)
-		}
-	}
-	if d := c.Cachefiles.Dir; d != "" && !filepath.IsAbs(d) {
-		bad("cachefiles.dir", "%q is not an absolute path", d)
-	}
-	between("cache.max_bytes", c.Cache.MaxBytes, 0, 1<<50)
-	between("index.span_size", c.Index.SpanSize, 4096, 4<<20)
-	between("index.checkpoint_spacing", c.Index.Spacing, 64<<10, 64<<20)
-	between("index.stop_grain", c.Index.Grain, 4096, 4<<20)
-	if c.Index.SpanSize%4096 != 0 {
-		bad("index.span_size", "%d is not a multiple of 4096", c.Index.SpanSize)
-	}
-	for key, d := range map[string]Duration{
-		"registry.stall": c.Registry.Stall, "registry.backoff": c.Registry.Backoff,
-		"registry.max_backoff": c.Registry.MaxBackoff, "fetch.timeout": c.Fetch.Timeout,
-		"cache.every": c.Cache.Every,
-	} {
-		if d == 0 {
-			bad(key, "must be longer than zero")
-		}
-	}
-	return errors.Join(errs...)
 }

@@ -3,8 +3,10 @@ package config
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pelletier/go-toml/v2"
 )
@@ -38,20 +40,42 @@ func TestDefaultsAreValidAndWhole(t *testing.T) {
 }
 
 func TestLoad(t *testing.T) {
-	for name, tc := range map[string]struct{ text, want string }{
-		"empty":          {"", ""},
-		"override":       {"root = '/x'\n[fetch]\nconcurrent = 4\nbackground = 2", ""},
-		"unknown key":    {"[fetch]\nconcurent = 4", "concurent"},
-		"syntax":         {"root = ", "root"},
-		"relative":       {"root = 'x'", "root: \"x\" is not an absolute path"},
-		"transport":      {"transport = 'pigeon'", "pigeon"},
-		"two at once":    {"log_level = 'loud'\nlog_format = 'xml'", "xml"},
-		"background":     {"[fetch]\nconcurrent = 2\nbackground = 3", "fetch.background"},
-		"span size":      {"[index]\nspan_size = 5000", "multiple of 4096"},
-		"duration":       {"[registry]\nstall = 'soon'", "soon"},
-		"negative":       {"[registry]\nstall = '-1s'", "negative"},
-		"no time at all": {"[fetch]\ntimeout = '0s'", "fetch.timeout"},
-		"long socket":    {"address = '/" + strings.Repeat("x", 120) + "'", "107"},
+	for name, tc := range map[string]struct {
+		text string
+		want []string // in the error
+	}{
+		"empty":          {"", nil},
+		"override":       {"root = '/x'\n[fetch]\nconcurrent = 4\nbackground = 2", nil},
+		"unknown key":    {"[fetch]\nconcurent = 4", []string{"concurent", "2|"}},
+		"syntax":         {"root = ", []string{"root"}},
+		"relative":       {"root = 'x'", []string{`root: "x" is not an absolute path`}},
+		"transport":      {"transport = 'pigeon'", []string{"pigeon"}},
+		"two at once":    {"log_level = 'loud'\nlog_format = 'xml'", []string{"loud", "xml"}},
+		"background":     {"[fetch]\nconcurrent = 2\nbackground = 3", []string{"fetch.background"}},
+		"span size":      {"[index]\nspan_size = 5000", []string{"multiple of 4096"}},
+		"duration":       {"[registry]\nstall = 'soon'", []string{`"soon" is no duration`, "~~~~~~", `"1m30s"`}},
+		"negative":       {"[registry]\nstall = '-1s'", []string{"negative"}},
+		"no time at all": {"[fetch]\ntimeout = '0s'", []string{"fetch.timeout: 0s is not between 1s and 24h0m0s"}},
+		"long socket":    {"address = '/" + strings.Repeat("x", 120) + "'", []string{"107"}},
+
+		// Go's nanoseconds, if the number were taken.
+		"duration without unit": {"[fetch]\ntimeout = 30", []string{"2| timeout = 30", "|           ~~ 30 has no unit", `write "30s"`}},
+		"the same as a string":  {"[fetch]\ntimeout = '30'", []string{"30 has no unit", `write "30s"`}},
+		"a fraction of one":     {"[fetch]\ntimeout = 1.5", []string{"1.5 has no unit", `write "1.5s"`}},
+		"a switch for a time":   {"[fetch]\ntimeout = true", []string{`"true" is no duration`, "~~~~"}},
+		"too short":             {"[fetch]\ntimeout = '30ns'", []string{"fetch.timeout: 30ns is not between"}},
+		"too long":              {"[registry]\nstall = '9000h'", []string{"registry.stall: 9000h0m0s is not between"}},
+		"backoff":               {"[registry]\nbackoff = '10s'\nmax_backoff = '1s'", []string{"registry.backoff: 10s is longer than registry.max_backoff, 1s"}},
+		"one socket":            {"address = '/run/x.sock'\nstatus_address = '/run//x.sock'", []string{"status_address", "two paths"}},
+		"size":                  {"[fetch]\nmax_bytes = '4 apples'", []string{`"4 apples" is no size`, `"64MiB"`, "2|"}},
+		"half a byte":           {"[fetch]\nmax_bytes = 1.5", []string{`"1.5" is no size`, "2|"}},
+		"large size":            {"[cache]\nmax_bytes = '9999999TB'", []string{"is no size"}},
+		"endless size":          {"[cache]\nmax_bytes = 'InfTB'", []string{"is no size"}},
+		"number wanted":         {"[fetch]\nconcurrent = 'many'", []string{"fetch.concurrent must be a whole number, not a string", "2|"}},
+		"string wanted":         {"root = 5", []string{"root must be a string, not an integer"}},
+		"switch wanted":         {"anchor = 'yes'", []string{"anchor must be true or false, not a string"}},
+		"list wanted":           {"[registry]\nhosts_dirs = '/etc'", []string{"registry.hosts_dirs must be a list of strings, not a string"}},
+		"table wanted":          {"fetch = 5", []string{"fetch must be a table, not an integer"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "config.toml")
@@ -59,13 +83,61 @@ func TestLoad(t *testing.T) {
 				t.Fatal(err)
 			}
 			c, err := Load(path)
-			if tc.want == "" {
+			if tc.want == nil {
 				if err != nil || c.Registry.Attempts != 6 {
 					t.Fatal(c, err)
 				}
-			} else if err == nil || !strings.Contains(err.Error(), tc.want) {
-				t.Errorf("got %v, want %q", err, tc.want)
+				return
+			}
+			if err == nil {
+				t.Fatal("accepted")
+			}
+			for _, want := range tc.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("got %v, want %q", err, want)
+				}
+			}
+			for _, word := range []string{"struct field", "config.", "int64"} { // Go's
+				if strings.Contains(strings.ReplaceAll(err.Error(), path, ""), word) {
+					t.Errorf("%v: speaks of %q", err, word)
+				}
 			}
 		})
+	}
+}
+
+func TestSizesAndDurations(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config.toml")
+	text := "[fetch]\nmax_bytes = '64MiB'\ntimeout = '1m30s'\n[cache]\nmax_bytes = '10GB'\n[settle]\nrate = 1000000\n[index]\nspan_size = '128 KiB'\nstop_grain = '8192'\n"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := []Size{c.Fetch.MaxBytes, c.Cache.MaxBytes, c.Settle.Rate, c.Index.SpanSize, c.Index.Grain}
+	if want := []Size{64 << 20, 10e9, 1e6, 128 << 10, 8192}; !slices.Equal(got, want) {
+		t.Errorf("sizes %v, want %v", got, want)
+	}
+	if c.Fetch.Timeout.Duration != 90*time.Second {
+		t.Errorf("timeout %s", c.Fetch.Timeout)
+	}
+}
+
+// TestErrorsAreSorted has a file with many faults give the same text each time.
+func TestErrorsAreSorted(t *testing.T) {
+	c := &Config{}
+	err := c.Check()
+	if err == nil {
+		t.Fatal("an empty configuration is good")
+	}
+	var keys []string
+	for line := range strings.Lines(err.Error()) {
+		key, _, _ := strings.Cut(line, ":")
+		keys = append(keys, key)
+	}
+	if !slices.IsSorted(keys) || len(keys) < 10 {
+		t.Errorf("keys in this order: %q", keys)
 	}
 }

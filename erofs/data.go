@@ -6,14 +6,33 @@ import (
 	"io"
 )
 
-// readData gives a regular file its place in the blob and hands its bytes on.
-func (t *Tree) readData(n *Inode, h *tar.Header, headers []byte, src *tarSource) error {
-	sparse, err := sparseRuns(h, headers)
-	if err != nil {
-		return err
+// readContent reads the bytes of a regular entry, also of one that has no file
+// in the tree (n is nil): what tar.Reader skips would be taken for headers.
+func (t *Tree) readContent(n *Inode, h *tar.Header, headers []byte, src *tarSource) error {
+	if h.Size > t.maxBlob() {
+		return fmt.Errorf("%w file of %d bytes: at most %d", ErrInvalid, h.Size, t.maxBlob())
 	}
-	if sparse != nil {
-		err = t.placeSparse(n, sparse, src.off)
+	runs, sparse, err := sparseRuns(h, headers)
+	switch {
+	case err != nil:
+		return err
+	case n != nil:
+		return t.readData(n, runs, sparse, src)
+	case !sparse:
+		runs = []sparseRun{{0, h.Size}}
+	}
+	for _, r := range runs {
+		if err := src.take(r.len).drain(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readData gives a regular file its place in the blob and hands its bytes on.
+func (t *Tree) readData(n *Inode, runs []sparseRun, sparse bool, src *tarSource) (err error) {
+	if sparse {
+		err = t.placeSparse(n, runs, src.off)
 	} else {
 		err = t.placeWhole(n, src.off)
 	}
@@ -38,7 +57,7 @@ func (t *Tree) placeWhole(n *Inode, stream int64) error {
 	if n.Size == 0 {
 		return nil
 	}
-	at, err := t.allocate(n.Size)
+	at, err := t.allocate(n.Size, stream+n.Size)
 	if err != nil {
 		return err
 	}
@@ -52,22 +71,24 @@ func (t *Tree) placeWhole(n *Inode, stream int64) error {
 // placeSparse gives blob space only to the chunks that hold data, so that a
 // hostile hole costs nothing.
 func (t *Tree) placeSparse(n *Inode, runs []sparseRun, stream int64) error {
-	const maxChunks = 1 << 16
 	for n.Size>>n.chunkBits > maxChunks*BlockSize {
 		n.chunkBits++
 	}
 	chunk := int64(BlockSize) << n.chunkBits
+	if err := t.spent.addChunks((n.Size + chunk - 1) / chunk); err != nil {
+		return err
+	}
 	var at, placed int64 = 0, -1 // the chunk last given space, and where
 	for _, run := range runs {
 		for off := run.off; off < run.off+run.len; {
+			part := min(run.off+run.len, (off/chunk+1)*chunk) - off
 			if off/chunk != placed {
 				placed = off / chunk
 				var err error
-				if at, err = t.allocate(min(chunk, n.Size-placed*chunk)); err != nil {
+				if at, err = t.allocate(min(chunk, n.Size-placed*chunk), stream+part); err != nil {
 					return err
 				}
 			}
-			part := min(run.off+run.len, (placed+1)*chunk) - off
 			n.Data = append(n.Data, Extent{File: off, Blob: at + off%chunk, Stream: stream, Len: part})
 			off += part
 			stream += part
@@ -76,12 +97,18 @@ func (t *Tree) placeSparse(n *Inode, runs []sparseRun, stream int64) error {
 	return nil
 }
 
-func (t *Tree) allocate(n int64) (int64, error) {
+func (t *Tree) maxBlob() int64 { return min(t.opts.Limits.BlobSize, maxBlob) }
+
+// allocate takes n bytes of blob for what the tar holds before offset stream.
+func (t *Tree) allocate(n, stream int64) (int64, error) {
 	at := t.BlobSize
-	if n > t.opts.Limits.BlobSize-at {
-		return 0, fmt.Errorf("%w layer: more than %d bytes of files", ErrInvalid, t.opts.Limits.BlobSize)
+	if n > t.maxBlob()-at {
+		return 0, fmt.Errorf("%w layer: more than %d bytes of files", ErrInvalid, t.maxBlob())
 	}
 	t.BlobSize += alignUp(n, BlockSize)
+	if t.BlobSize > blobBase+stream*blobShare {
+		return 0, fmt.Errorf("sparse files of %d bytes with little data %w", t.BlobSize, ErrUnsupported)
+	}
 	return at, nil
 }
 

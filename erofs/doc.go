@@ -17,18 +17,33 @@
 // the same bytes, on any machine.
 //
 // [Check] reads a bootstrap that came from elsewhere and refuses what the
-// kernel should not be given. [Mount] mounts.
+// kernel should not be given; its comment has a table of all that the kernel
+// reads. [Mount] mounts.
 //
 // # Concurrency and failure
 //
-// Nothing here keeps global state; a Tree is for one goroutine. Tars and
-// bootstraps are hostile input: names cannot leave the tree, and every length
-// and count is bounded by [Limits] before memory is spent on it.
+// Nothing here keeps global state; a Tree or an Image is for one goroutine. Tars
+// and bootstraps are hostile input: names cannot leave the tree, every length
+// and count is bounded before memory is spent on it, and what a tar or a
+// bootstrap may cost grows with its size. One of 1 MiB costs less than 64 MiB.
+//
+// Errors that the input is to blame for match [ErrInvalid]; containerd's own
+// apply ends with an error there too. Those that match [ErrUnsupported] are about
+// layers that containerd may unpack: they are to be left to it.
 //
 // What this package does not do: write file contents, compress, or know of
-// registries and snapshots. It cannot express what overlayfs's own tar
-// application takes from lower layers: a directory that a layer only implies is
-// 0755 root:root, unless [Options.Implied] says otherwise.
+// registries and snapshots. What containerd's apply takes from elsewhere than the
+// tar, comes out differently here:
+//
+//   - A directory that the layer only implies is 0755 root:root, in a directory
+//     with set-group-ID of that one's group, unless [Options.Implied] says
+//     otherwise; its time is 1970 or as Implied says, not that of the unpacking.
+//     The same goes for the times of whiteouts, which are those of their entries.
+//   - Whiteouts are kept in a first layer too, where containerd has nothing to
+//     hide and drops them. Listed in a directory that no other layer has, they
+//     show up as names that cannot be opened, as in every other layer.
+//   - Attributes that a filesystem would not store, such as security.selinux where
+//     another module rules, are kept.
 //
 // The on-disk format is documented in the kernel's fs/erofs/erofs_fs.h.
 package erofs

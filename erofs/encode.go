@@ -3,7 +3,6 @@ package erofs
 import (
 	"encoding/binary"
 	"fmt"
-	"hash/crc32"
 	"math"
 )
 
@@ -19,19 +18,18 @@ type place struct {
 
 func (n *Inode) nid() uint64 { return uint64(n.place.at) >> slotBits }
 
-// Encode writes the bootstrap: the superblock with the device slot, shared
-// extended attributes, inodes with what is inline, then blocks of directories
-// that are not. The same tree gives the same bytes.
+// Encode writes the bootstrap: the superblock with the device slot, the root
+// inode, shared extended attributes, the other inodes with what is inline, then
+// blocks of directories that are not. The same tree gives the same bytes.
 func (t *Tree) Encode() ([]byte, error) {
 	inodes := t.inodes()
-	sharedAt := int64(superOffset + superSize + deviceSlotSize)
-	shared := t.shareXattrs(inodes, sharedAt)
-	end := t.layOut(inodes, shared, alignUp(sharedAt+int64(len(shared.area)), slotSize))
+	shared := shareXattrs(inodes)
+	end := t.layOut(inodes, shared)
 	if end > math.MaxInt32 {
 		return nil, fmt.Errorf("%w layer: %d bytes of metadata", ErrInvalid, end)
 	}
 	out := make([]byte, end)
-	copy(out[sharedAt:], shared.area)
+	copy(out[shared.at:], shared.area)
 	for _, n := range inodes {
 		n.encode(out)
 	}
@@ -58,13 +56,19 @@ func (t *Tree) inodes() []*Inode {
 	return list
 }
 
-// layOut gives every inode its place, starting at offset at, and returns the
-// end of the bootstrap.
-func (t *Tree) layOut(inodes []*Inode, shared *sharedXattrs, at int64) int64 {
-	for _, n := range inodes {
+// layOut gives every inode its place and returns the end of the bootstrap. The
+// root comes first: the superblock has 16 bits for its number, 2 MiB.
+func (t *Tree) layOut(inodes []*Inode, shared *sharedXattrs) int64 {
+	at := int64(superOffset + superSize + deviceSlotSize)
+	for i, n := range inodes {
 		n.place = place{xattrs: shared.body(n)}
 		n.chooseLayout()
 		at = n.settle(at)
+		if i == 0 {
+			shared.at = at
+			n.place.xattrs = shared.body(n)
+			at = alignUp(at+int64(len(shared.area)), slotSize)
+		}
 	}
 	at = alignUp(at, BlockSize)
 	for _, n := range inodes {
@@ -98,9 +102,11 @@ func (n *Inode) chooseLayout() {
 			content = make([]byte, n.direntsSize())
 		}
 		// Inline data must not cross a block, so it has to fit beside the
-		// inode in one (fs/erofs/inode.c, erofs_fill_symlink).
+		// inode in one (fs/erofs/inode.c, erofs_fill_symlink). Where the last
+		// block is full there is no tail, and no inline layout: the kernel takes
+		// the last block for it (fs/erofs/data.c, erofs_map_blocks_flatmode).
 		whole := len(content) / BlockSize * BlockSize
-		if n.isDir() && head+len(content)-whole <= BlockSize/2 || !n.isDir() && head+len(content) <= BlockSize {
+		if n.isDir() && len(content) > whole && head+len(content)-whole <= BlockSize/2 || !n.isDir() && head+len(content) <= BlockSize {
 			if !n.isDir() {
 				whole = 0
 			}
@@ -142,24 +148,14 @@ func (n *Inode) settle(at int64) int64 {
 	return alignUp(at+int64(extendedInodeSize+len(p.xattrs)+len(p.tail)), slotSize)
 }
 
-// encode writes struct erofs_inode_extended and what follows it.
+// encode writes the inode and what follows it.
 func (n *Inode) encode(out []byte) {
 	p := &n.place
 	b := out[p.at:]
-	le := binary.LittleEndian
-	le.PutUint16(b[0:], 1|uint16(p.layout)<<1)
-	if len(p.xattrs) > 0 {
-		le.PutUint16(b[2:], uint16((len(p.xattrs)-xattrHeaderSize)/4+1))
-	}
-	le.PutUint16(b[4:], n.Mode)
-	le.PutUint64(b[8:], uint64(n.size()))
-	le.PutUint32(b[16:], n.union())
-	le.PutUint32(b[20:], n.number)
-	le.PutUint32(b[24:], n.UID)
-	le.PutUint32(b[28:], n.GID)
-	le.PutUint64(b[32:], uint64(n.Mtime.Sec))
-	le.PutUint32(b[40:], n.Mtime.Nsec)
-	le.PutUint32(b[44:], uint32(n.nlink))
+	rawInode{
+		layout: p.layout, xattrs: len(p.xattrs), mode: n.Mode, size: n.size(), union: n.union(), number: n.number,
+		uid: n.UID, gid: n.GID, mtime: n.Mtime, nlink: uint32(n.nlink),
+	}.encode(b)
 	k := extendedInodeSize
 	k += copy(b[k:], p.xattrs)
 	copy(b[k:], p.tail)
@@ -188,32 +184,9 @@ func (n *Inode) union() uint32 {
 }
 
 func (t *Tree) encodeSuper(out []byte, inodes int) {
-	b := out[superOffset:]
-	le := binary.LittleEndian
-	le.PutUint32(b[0:], superMagic)
-	le.PutUint32(b[8:], compatSuperChecksum|compatMtime)
-	b[12] = blockBits
-	le.PutUint16(b[14:], uint16(t.root.nid()))
-	le.PutUint64(b[16:], uint64(inodes))
-	le.PutUint32(b[36:], uint32(len(out)/BlockSize))
-	le.PutUint32(b[44:], 0) // xattr_blkaddr; shared ids count from here
-	le.PutUint32(b[80:], incompatChunkedFile|incompatDeviceTable)
-	le.PutUint16(b[86:], 1) // extra_devices
-	le.PutUint16(b[88:], (superOffset+superSize)/deviceSlotSize)
-
-	// struct erofs_deviceslot: the tag stays empty, the mount option names it.
-	slot := out[superOffset+superSize:]
-	le.PutUint32(slot[64:], uint32(t.BlobSize/BlockSize))
-
-	le.PutUint32(b[4:], superChecksum(out))
-}
-
-// superChecksum is crc32c without the final inversion over the first block
-// from the superblock on, its own field zero (fs/erofs/super.c,
-// erofs_superblock_csum_verify).
-func superChecksum(out []byte) uint32 {
-	block := make([]byte, BlockSize-superOffset)
-	copy(block, out[superOffset:])
-	clear(block[4:8])
-	return ^crc32.Checksum(block, crc32.MakeTable(crc32.Castagnoli))
+	superblock{
+		rootNid: t.root.nid(), inodes: uint64(inodes),
+		blocks: uint32(len(out) / BlockSize), blobBlocks: uint32(t.BlobSize / BlockSize),
+	}.encode(out[superOffset:])
+	binary.LittleEndian.PutUint32(out[superOffset+4:], superChecksum(out))
 }

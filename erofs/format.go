@@ -22,7 +22,6 @@ const (
 	slotBits          = 5 // a nid counts slots of 32 bytes
 	slotSize          = 1 << slotBits
 	extendedInodeSize = 64
-	compactInodeSize  = 32
 
 	layoutPlain  = 0 // EROFS_INODE_FLAT_PLAIN
 	layoutInline = 2 // EROFS_INODE_FLAT_INLINE
@@ -38,6 +37,12 @@ const (
 	xattrHeaderSize = 12
 	xattrEntrySize  = 4
 	maxSharedXattrs = 255 // h_shared_count is one byte
+
+	xattrUser       = 1 // EROFS_XATTR_INDEX_USER and so on
+	xattrACLAccess  = 2
+	xattrACLDefault = 3
+	xattrTrusted    = 4
+	xattrSecurity   = 6
 )
 
 // The blob is the one extra device.

@@ -13,61 +13,88 @@ const tarBlock = 512
 // sparseRun is a part of a sparse file that has data.
 type sparseRun struct{ off, len int64 }
 
-// sparseRuns returns where a sparse file has data, or nil for a file that is
-// not sparse. archive/tar has checked the map's form already, but keeps it to
-// itself. The formats are GNU tar's: https://www.gnu.org/software/tar/manual/html_node/Sparse-Formats.html
-func sparseRuns(h *tar.Header, headers []byte) ([]sparseRun, error) {
-	var numbers []string
-	switch {
-	case h.Typeflag == tar.TypeGNUSparse:
-		runs, err := oldSparseRuns(headers)
-		if err != nil {
-			return nil, err
-		}
-		return checkRuns(runs, h.Size)
-	case h.PAXRecords["GNU.sparse.major"] == "1" && h.PAXRecords["GNU.sparse.minor"] == "0":
-		_, sparseMap, err := fileHeader(headers)
-		if err != nil {
-			return nil, err
-		}
-		lines := strings.Split(string(sparseMap), "\n")
-		count, err := strconv.Atoi(lines[0])
-		if err != nil || count < 0 || count > len(lines)/2 {
-			return nil, fmt.Errorf("%w sparse map of %.20q entries", ErrInvalid, lines[0])
-		}
-		numbers = lines[1 : 1+2*count]
-	case h.PAXRecords["GNU.sparse.map"] != "":
-		numbers = strings.Split(h.PAXRecords["GNU.sparse.map"], ",")
-	case h.PAXRecords["GNU.sparse.size"] != "" || h.PAXRecords["GNU.sparse.realsize"] != "":
-		numbers = nil // all hole
-	default:
-		return nil, nil
+// sparseRuns returns where a sparse file has data; sparse is false for a file
+// that is not sparse. What is sparse, archive/tar decides, since containerd
+// unpacks what archive/tar reads (readGNUSparsePAXHeaders in reader.go): a size
+// alone makes no file sparse, and neither does a version that it does not know.
+// It has checked the map's form already, but keeps it to itself. The formats are
+// GNU tar's: https://www.gnu.org/software/tar/manual/html_node/Sparse-Formats.html
+func sparseRuns(h *tar.Header, headers []byte) (runs []sparseRun, sparse bool, err error) {
+	const key = "GNU.sparse."
+	major, minor := h.PAXRecords[key+"major"], h.PAXRecords[key+"minor"]
+	inHeader := major == "0" && (minor == "0" || minor == "1") ||
+		major == "" && minor == "" && h.PAXRecords[key+"map"] != ""
+	inData := major == "1" && minor == "0"
+	if !inHeader && !inData {
+		return nil, false, nil
 	}
-	runs := make([]sparseRun, 0, len(numbers)/2)
+	entry, rest, err := fileHeader(headers)
+	if err != nil {
+		return nil, false, err
+	}
+	left, ok := physicalSize(h, entry) // bytes of the entry in the tar
+	if !ok {
+		return nil, false, fmt.Errorf("%w sparse entry: its size in the tar", ErrInvalid)
+	}
+	var numbers []string
+	if inData {
+		if numbers, err = dataMap(rest); err != nil {
+			return nil, false, err
+		}
+		left -= int64(len(rest))
+	} else if text := h.PAXRecords[key+"map"]; text != "" {
+		numbers = strings.Split(text, ",")
+	}
+	runs, err = parseRuns(numbers, h.Size, left)
+	return runs, true, err
+}
+
+// dataMap splits the map that precedes the data of version 1.0: the number of
+// entries, then offset and length of each, a line each, padded to whole blocks.
+func dataMap(b []byte) ([]string, error) {
+	first, _, _ := bytes.Cut(b, []byte("\n"))
+	count, err := strconv.Atoi(string(first))
+	if err != nil || count < 0 || count > len(b)/4 {
+		return nil, fmt.Errorf("%w sparse map of %.20q entries", ErrInvalid, first)
+	}
+	lines := strings.SplitN(string(b), "\n", 2*count+2)
+	if len(lines) != 2*count+2 {
+		return nil, fmt.Errorf("%w sparse map: cut off", ErrInvalid)
+	}
+	return lines[1 : 1+2*count], nil
+}
+
+// parseRuns reads pairs of offset and length, ascending, within a file of size
+// bytes, which together are the stored bytes of the entry.
+func parseRuns(numbers []string, size, stored int64) ([]sparseRun, error) {
+	var end int64
+	kept := make([]sparseRun, 0, len(numbers)/2)
 	for i := 0; i+1 < len(numbers); i += 2 {
 		off, err1 := strconv.ParseInt(numbers[i], 10, 64)
 		n, err2 := strconv.ParseInt(numbers[i+1], 10, 64)
-		if err1 != nil || err2 != nil {
-			return nil, fmt.Errorf("%w sparse map entry %.40q", ErrInvalid, numbers[i:i+2])
+		if err1 != nil || err2 != nil || off < end || n < 0 || off > size || n > size-off {
+			return nil, fmt.Errorf("%w sparse map: data at [%.20q,+%.20q) of %d bytes", ErrInvalid, numbers[i], numbers[i+1], size)
 		}
-		runs = append(runs, sparseRun{off, n})
+		end = off + n
+		stored -= n
+		if n > 0 {
+			kept = append(kept, sparseRun{off, n})
+		}
 	}
-	return checkRuns(runs, h.Size)
-}
-
-func checkRuns(runs []sparseRun, size int64) ([]sparseRun, error) {
-	var end int64
-	kept := make([]sparseRun, 0, len(runs))
-	for _, r := range runs {
-		if r.off < end || r.len < 0 || r.off > size || r.len > size-r.off {
-			return nil, fmt.Errorf("%w sparse map: data at [%d,+%d) of %d bytes", ErrInvalid, r.off, r.len, size)
-		}
-		end = r.off + r.len
-		if r.len > 0 {
-			kept = append(kept, r)
-		}
+	if stored != 0 {
+		return nil, fmt.Errorf("%w sparse map: %d bytes more in the tar than in the map", ErrInvalid, stored)
 	}
 	return kept, nil
+}
+
+// physicalSize is what an entry's size was before archive/tar put the size of
+// the sparse file in its place.
+func physicalSize(h *tar.Header, block []byte) (int64, bool) {
+	if text := h.PAXRecords["size"]; text != "" {
+		n, err := strconv.ParseInt(text, 10, 64)
+		return n, err == nil && n >= 0
+	}
+	return tarNumber(block[124:136])
 }
 
 // fileHeader finds the header block of the entry itself behind the special
@@ -76,9 +103,9 @@ func fileHeader(headers []byte) (block, rest []byte, err error) {
 	for len(headers) >= tarBlock {
 		block, rest = headers[:tarBlock], headers[tarBlock:]
 		switch block[156] { // typeflag
-		case tar.TypeXHeader, tar.TypeXGlobalHeader, tar.TypeGNULongName, tar.TypeGNULongLink:
+		case tar.TypeXHeader, tar.TypeGNULongName, tar.TypeGNULongLink:
 			size, ok := tarNumber(block[124:136])
-			if !ok || alignUp(size, tarBlock) > int64(len(rest)) {
+			if !ok || size > int64(len(rest)) || alignUp(size, tarBlock) > int64(len(rest)) {
 				return nil, nil, fmt.Errorf("%w special header", ErrInvalid)
 			}
 			headers = rest[alignUp(size, tarBlock):]
@@ -87,35 +114,6 @@ func fileHeader(headers []byte) (block, rest []byte, err error) {
 		}
 	}
 	return nil, nil, fmt.Errorf("%w sparse entry without a header", ErrInvalid)
-}
-
-// oldSparseRuns reads the map of an old GNU sparse entry: four entries at 386
-// of the header, then extension blocks of 21, each with a continuation flag.
-func oldSparseRuns(headers []byte) ([]sparseRun, error) {
-	block, rest, err := fileHeader(headers)
-	if err != nil {
-		return nil, err
-	}
-	var runs []sparseRun
-	entries, more := block[386:482], block[482] != 0
-	for {
-		for ; len(entries) >= 24 && entries[0] != 0; entries = entries[24:] {
-			off, ok1 := tarNumber(entries[:12])
-			n, ok2 := tarNumber(entries[12:24])
-			if !ok1 || !ok2 {
-				return nil, fmt.Errorf("%w sparse map entry", ErrInvalid)
-			}
-			runs = append(runs, sparseRun{off, n})
-		}
-		if !more {
-			return runs, nil
-		}
-		if len(rest) < tarBlock {
-			return nil, fmt.Errorf("%w sparse map: cut off", ErrInvalid)
-		}
-		entries, more = rest[:504], rest[504] != 0
-		rest = rest[tarBlock:]
-	}
 }
 
 // tarNumber reads octal text, or GNU's base 256 with the top bit set.

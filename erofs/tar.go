@@ -7,8 +7,6 @@ import (
 	"io"
 	"math"
 	"path"
-	"strings"
-	"time"
 )
 
 // Options are what ReadTar can be told.
@@ -20,23 +18,14 @@ type Options struct {
 	Data func(e Extent, r io.Reader) error
 
 	// Implied is called for a directory that the tar names only as part of
-	// longer names, and may set its attributes: containerd's overlayfs copies
-	// them from the layers below. It may be nil.
+	// longer names, and may set its attributes: containerd copies them from
+	// the layers below. It may be nil.
 	Implied func(path string, dir *Inode)
 }
 
-// OCI image-spec, layer.md, "Whiteouts".
-const (
-	whiteoutPrefix = ".wh."
-	opaqueMarker   = ".wh..wh..opq"
-	opaqueXattr    = "trusted.overlay.opaque"
-
-	xattrRecord = "SCHILY.xattr."
-)
-
 // ReadTar reads a layer to the end of its tar. The rules are those of
-// containerd's pkg/archive on overlayfs; old GNU sparse files, which it
-// refuses, are read as well.
+// containerd's pkg/archive on overlayfs, and what that refuses is refused. Errors
+// that match [ErrUnsupported] are about layers that containerd might take.
 func ReadTar(ctx context.Context, r io.Reader, opts Options) (*Tree, error) {
 	if opts.Limits == (Limits{}) {
 		opts.Limits = DefaultLimits
@@ -51,109 +40,105 @@ func ReadTar(ctx context.Context, r io.Reader, opts Options) (*Tree, error) {
 		src.startHeaders()
 		h, err := tr.Next()
 		if err == io.EOF {
-			t.finish()
-			return t, nil
+			return t, t.finish()
 		}
 		if err != nil {
 			return nil, fmt.Errorf("tar at offset %d: %w", src.off, err)
 		}
 		headers := src.stopHeaders()
-		if err := t.entry(h, headers, src); err != nil {
+		t.spent.read = src.off
+		n, err := t.entry(h)
+		if err == nil && h.Typeflag == tar.TypeReg {
+			err = t.readContent(n, h, headers, src)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("tar entry %.200q: %w", h.Name, err)
 		}
 	}
 }
 
-// entry adds one tar entry to the tree.
-func (t *Tree) entry(h *tar.Header, headers []byte, src *tarSource) error {
-	if h.Typeflag == tar.TypeXGlobalHeader {
-		return nil
-	}
-	if len(h.Name) > maxPath {
-		return fmt.Errorf("%w name: %d bytes, at most %d", ErrInvalid, len(h.Name), maxPath)
-	}
+// entry adds one tar entry to the tree and returns its inode, nil if it has
+// none. The order of its steps is that of containerd's applyNaive, so that what
+// later entries do to earlier ones comes out the same.
+func (t *Tree) entry(h *tar.Header) (*Inode, error) {
 	parent, base := path.Split(path.Clean(h.Name))
 	components, err := t.resolve(parent)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if base == "." || base == ".." || base == "" {
-		return nil // the root itself, which the layer does not own
+		return nil, nil // the root itself, which the layer does not own
 	}
 	dir, err := t.mkdirs(components)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if strings.HasPrefix(base, whiteoutPrefix) {
-		return t.whiteout(dir, base, h)
+	if isWhiteout(base) {
+		return nil, t.whiteout(dir, base, h)
 	}
-	n, err := t.inode(dir, base, h)
-	if err != nil {
-		return err
+	n := dir.children[base]
+	if n == nil || !n.isDir() || h.Typeflag != tar.TypeDir {
+		delete(dir.children, base)
+		if h.Typeflag == tar.TypeXGlobalHeader {
+			return nil, nil // its records are not applied, but its name was
+		}
+		if n, err = t.inode(h); err != nil {
+			return nil, err
+		}
+		if err := t.add(dir, base, n); err != nil {
+			return nil, err
+		}
 	}
-	if err := t.setAttributes(n, h); err != nil {
-		return err
+	if n.isDir() {
+		n.implied = false
+		t.dirs = append(t.dirs, dirTime{h.Name, boundTime(h.ModTime)})
 	}
-	if h.Typeflag != tar.TypeLink && n.Mode&ModeType == ModeRegular {
-		return t.readData(n, h, headers, src)
-	}
-	return nil
+	return n, t.setAttributes(n, h)
 }
 
-func (t *Tree) whiteout(dir *Inode, base string, h *tar.Header) error {
-	if base == opaqueMarker {
-		return t.setXattr(dir, opaqueXattr, "y")
-	}
-	name := base[len(whiteoutPrefix):]
-	if name == "" || name == "." || name == ".." {
-		return fmt.Errorf("%w whiteout", ErrInvalid)
-	}
-	uid, gid, err := owner(h)
-	if err != nil {
-		return err
-	}
-	// overlayfs's whiteout: a character device 0/0.
-	return t.add(dir, name, &Inode{Mode: ModeChar, UID: uid, GID: gid, Mtime: boundTime(h.ModTime)})
-}
-
-// inode finds or makes the inode that an entry is about.
-func (t *Tree) inode(dir *Inode, base string, h *tar.Header) (*Inode, error) {
-	if h.Typeflag == tar.TypeLink {
-		return t.hardLink(dir, base, h)
-	}
+// inode makes the inode that an entry is about, or finds it where the entry is
+// another name of it.
+func (t *Tree) inode(h *tar.Header) (*Inode, error) {
 	n := &Inode{}
 	switch h.Typeflag {
-	case tar.TypeReg, tar.TypeGNUSparse, 0: // 0 is the old TypeRegA
+	case tar.TypeLink:
+		return t.linked(h.Linkname)
+	case tar.TypeReg: // archive/tar turns the old TypeRegA into this
 		n.Mode, n.Size = ModeRegular, h.Size
 	case tar.TypeDir:
-		if old := dir.children[base]; old != nil && old.isDir() {
-			old.implied = false
-			return old, nil
-		}
-		n.Mode, n.children = ModeDir, map[string]*Inode{}
+		n.Mode = ModeDir
 	case tar.TypeSymlink:
-		if h.Linkname == "" || len(h.Linkname) > maxPath {
-			return nil, fmt.Errorf("%w symlink target of %d bytes", ErrInvalid, len(h.Linkname))
+		if err := checkTarget(h.Linkname); err != nil {
+			return nil, err
 		}
 		n.Mode, n.Target = ModeSymlink, h.Linkname
-	case tar.TypeChar, tar.TypeBlock:
+	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
 		if h.Devmajor < 0 || h.Devmajor > math.MaxUint32 || h.Devminor < 0 || h.Devminor > math.MaxUint32 {
 			return nil, fmt.Errorf("%w device number %d:%d", ErrInvalid, h.Devmajor, h.Devminor)
 		}
-		n.Mode, n.Major, n.Minor = ModeChar, uint32(h.Devmajor), uint32(h.Devminor)
-		if h.Typeflag == tar.TypeBlock {
+		if h.Devmajor >= 1<<12 || h.Devminor >= 1<<20 { // mknod(2) drops upper bits
+			return nil, fmt.Errorf("device number %d:%d %w", h.Devmajor, h.Devminor, ErrUnsupported)
+		}
+		switch h.Typeflag {
+		case tar.TypeFifo:
+			n.Mode = ModeFifo
+			return n, nil
+		case tar.TypeChar:
+			n.Mode = ModeChar
+		case tar.TypeBlock:
 			n.Mode = ModeBlock
 		}
-	case tar.TypeFifo:
-		n.Mode = ModeFifo
+		n.Major, n.Minor = uint32(h.Devmajor), uint32(h.Devminor)
 	default:
 		return nil, fmt.Errorf("%w entry type %q", ErrInvalid, h.Typeflag)
 	}
-	return n, t.add(dir, base, n)
+	return n, nil
 }
 
-func (t *Tree) hardLink(dir *Inode, base string, h *tar.Header) (*Inode, error) {
-	parent, target := path.Split(h.Linkname)
+// linked finds what a hard link leads to. Symlinks are followed on the way, but
+// not at the end.
+func (t *Tree) linked(target string) (*Inode, error) {
+	parent, base := path.Split(target)
 	components, err := t.resolve(parent)
 	if err != nil {
 		return nil, err
@@ -165,63 +150,43 @@ func (t *Tree) hardLink(dir *Inode, base string, h *tar.Header) (*Inode, error) 
 		}
 	}
 	if to != nil {
-		to = to.children[target]
+		to = to.children[base]
 	}
 	switch {
-	case to == nil || to == dir.children[base]:
-		return nil, fmt.Errorf("%w hard link to %q: no such file in the layer", ErrInvalid, h.Linkname)
+	case to == nil:
+		return nil, fmt.Errorf("%w hard link to %.200q: no such file in the layer", ErrInvalid, target)
 	case to.isDir():
-		return nil, fmt.Errorf("%w hard link to directory %q", ErrInvalid, h.Linkname)
+		return nil, fmt.Errorf("%w hard link to directory %.200q", ErrInvalid, target)
 	}
-	if to.Mode&ModeType == ModeRegular {
-		delete(to.Xattrs, "security.capability") // chown(2) drops it
-	}
-	return to, t.add(dir, base, to)
+	delete(to.Xattrs, capability) // the chown(2) that follows drops it
+	return to, nil
 }
 
-// setAttributes applies an entry's owner, mode, time and xattrs; those of a
-// hard link's entry go to the inode it shares.
-func (t *Tree) setAttributes(n *Inode, h *tar.Header) error {
-	uid, gid, err := owner(h)
-	if err != nil {
-		return err
-	}
-	n.UID, n.GID, n.Mtime = uid, gid, boundTime(h.ModTime)
-	if n.Mode&ModeType == ModeSymlink {
-		n.Mode = ModeSymlink | 0o777
-	} else {
-		n.Mode = n.Mode&ModeType | uint16(h.Mode&0o7777)
-	}
-	for key, value := range h.PAXRecords {
-		name, ok := strings.CutPrefix(key, xattrRecord)
-		if !ok || !keepsXattr(n, name) {
-			continue
+// dirTime is the modification time that a directory's entry asks for. It counts
+// at the end of the layer, as entries in the directory change it.
+type dirTime struct {
+	name  string
+	mtime Time
+}
+
+// finish sets the times of directories and counts the names of every inode.
+// Like containerd it looks for the directories by name, and finds whatever has
+// that name by then.
+func (t *Tree) finish() error {
+	for _, d := range t.dirs {
+		components, err := t.resolve(path.Clean(d.name))
+		if err != nil {
+			return fmt.Errorf("time of directory %.200q: %w", d.name, err)
 		}
-		if err := t.setXattr(n, name, value); err != nil {
-			return err
+		n := t.root
+		for _, c := range components {
+			if n = n.children[c]; n == nil {
+				return fmt.Errorf("%w layer: directory %.200q is gone at its end", ErrInvalid, d.name)
+			}
 		}
+		n.Mtime = d.mtime
 	}
-	return nil
-}
-
-func owner(h *tar.Header) (uid, gid uint32, err error) {
-	if h.Uid < 0 || h.Uid > math.MaxUint32 || h.Gid < 0 || h.Gid > math.MaxUint32 {
-		return 0, 0, fmt.Errorf("%w owner %d:%d", ErrInvalid, h.Uid, h.Gid)
-	}
-	return uint32(h.Uid), uint32(h.Gid), nil
-}
-
-// boundTime is containerd's: times before 1970 become 1970, and so do those
-// past what nanoseconds in 63 bits can hold.
-func boundTime(m time.Time) Time {
-	if m.Before(time.Unix(0, 0)) || m.After(time.Unix(0, math.MaxInt64)) {
-		return Time{}
-	}
-	return Time{Sec: m.Unix(), Nsec: uint32(m.Nanosecond())}
-}
-
-// finish counts the names of every inode.
-func (t *Tree) finish() {
+	t.dirs = nil
 	t.walk(func(dir, _ *Inode) {
 		dir.nlink = 2
 		for _, c := range dir.children {
@@ -232,4 +197,5 @@ func (t *Tree) finish() {
 			}
 		}
 	})
+	return nil
 }

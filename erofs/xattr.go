@@ -1,6 +1,7 @@
 package erofs
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"maps"
@@ -14,34 +15,61 @@ var xattrPrefixes = []struct {
 	name  string
 	index uint8
 }{
-	{"system.posix_acl_access", 2},
-	{"system.posix_acl_default", 3},
-	{"user.", 1},
-	{"trusted.", 4},
-	{"security.", 6},
+	{aclAccess, xattrACLAccess},
+	{aclDefault, xattrACLDefault},
+	{"user.", xattrUser},
+	{"trusted.", xattrTrusted},
+	{"security.", xattrSecurity},
 }
+
+// capability is what the kernel keeps a file's capabilities in.
+const capability = "security.capability"
 
 // keepsXattr says whether containerd's apply would set the attribute: nothing
 // of trusted., user. on files and directories only, and no name that a
-// filesystem answers with ENOTSUP.
-func keepsXattr(n *Inode, name string) bool {
-	switch {
-	case strings.HasPrefix(name, "trusted."):
-		return false
-	case strings.HasPrefix(name, "user."):
-		return n.isDir() || n.Mode&ModeType == ModeRegular
-	case strings.HasPrefix(name, "system.posix_acl_"):
-		return n.Mode&ModeType != ModeSymlink
+// filesystem answers with ENOTSUP. The error is about what setxattr(2) refuses
+// in other ways, which ends containerd's apply.
+func keepsXattr(n *Inode, name, value string) (bool, error) {
+	invalid := func(why string) (bool, error) {
+		return false, fmt.Errorf("%w extended attribute %.40q: %s", ErrInvalid, name, why)
 	}
-	_, _, ok := splitXattr(name)
-	return ok
+	if strings.HasPrefix(name, "trusted.") {
+		return false, nil
+	}
+	if name == "" || len(name) > maxName || len(value) > maxXattr {
+		return invalid(fmt.Sprintf("name of %d bytes, value of %d", len(name), len(value)))
+	}
+	_, suffix, ok := splitXattr(name)
+	switch {
+	case name == aclAccess || name == aclDefault:
+		return n.Mode&ModeType != ModeSymlink, nil
+	case !ok:
+		return false, nil
+	case suffix == "":
+		return invalid("no name behind the prefix")
+	case strings.HasPrefix(name, "user."):
+		return n.isDir() || n.Mode&ModeType == ModeRegular, nil
+	case name == capability && !validCapability(value):
+		return invalid("not capabilities of version 2 or 3")
+	}
+	return true, nil
 }
 
+// validCapability is validheader of security/commoncap.c.
+func validCapability(v string) bool {
+	if len(v) < 4 || v[0]&^1 != 0 || v[1] != 0 || v[2] != 0 { // VFS_CAP_FLAGS_EFFECTIVE
+		return false
+	}
+	return len(v) == 20 && v[3] == 2 || len(v) == 24 && v[3] == 3
+}
+
+// splitXattr gives the number of a name's prefix and the rest; ok is false where
+// EROFS has no number.
 func splitXattr(name string) (index uint8, suffix string, ok bool) {
 	for _, p := range xattrPrefixes {
 		if suffix, ok := strings.CutPrefix(name, p.name); ok {
 			exact := strings.HasPrefix(p.name, "system.")
-			return p.index, suffix, exact == (suffix == "")
+			return p.index, suffix, !exact || suffix == ""
 		}
 	}
 	return 0, "", false
@@ -51,19 +79,34 @@ func (t *Tree) setXattr(n *Inode, name, value string) error {
 	if n.Xattrs == nil {
 		n.Xattrs = map[string]string{}
 	}
-	n.Xattrs[name] = value
-	size := 0
-	for k, v := range n.Xattrs {
-		if len(k) > maxName {
-			return fmt.Errorf("%w extended attribute %.40q...: name of %d bytes", ErrInvalid, k, len(k))
-		}
-		size += xattrEntrySize + len(k) + len(v) + 3
+	if old, ok := n.Xattrs[name]; ok {
+		n.xattrSize -= xattrRoom(name, old)
 	}
-	if size > t.opts.Limits.XattrSize {
-		return fmt.Errorf("%w extended attributes: more than %d bytes", ErrInvalid, t.opts.Limits.XattrSize)
+	n.Xattrs[name] = value
+	if n.xattrSize += xattrRoom(name, value); n.xattrSize > t.opts.Limits.XattrSize {
+		return fmt.Errorf("extended attributes of more than %d bytes %w", t.opts.Limits.XattrSize, ErrUnsupported)
 	}
 	return nil
 }
+
+// SetXattrs gives a directory the attributes of one in another layer, but for
+// those that mean something in that layer only: containerd copies none of
+// trusted. (copyUpXAttrs in pkg/archive).
+func (n *Inode) SetXattrs(list []Xattr) {
+	for _, x := range list {
+		if strings.HasPrefix(x.Name, "trusted.") {
+			continue
+		}
+		if n.Xattrs == nil {
+			n.Xattrs = map[string]string{}
+		}
+		n.xattrSize += xattrRoom(x.Name, x.Value)
+		n.Xattrs[x.Name] = x.Value
+	}
+}
+
+// xattrRoom is at least what an attribute takes.
+func xattrRoom(name, value string) int { return xattrEntrySize + len(name) + len(value) + 3 }
 
 type xattr struct{ name, value string }
 
@@ -80,13 +123,13 @@ func (x xattr) encode(b []byte) []byte {
 // sharedXattrs is the area of attributes that several inodes refer to.
 type sharedXattrs struct {
 	area []byte
-	id   map[xattr]uint32 // offset from xattr_blkaddr, in 4-byte units
+	at   int64            // where the area lies in the bootstrap
+	id   map[xattr]uint32 // offset in the area, in 4-byte units
 }
 
 // shareXattrs collects the attributes that at least two inodes have in common,
-// where a reference of 4 bytes is shorter than the entry. The area lies at the
-// given offset.
-func (t *Tree) shareXattrs(inodes []*Inode, at int64) *sharedXattrs {
+// where a reference of 4 bytes is shorter than the entry.
+func shareXattrs(inodes []*Inode) *sharedXattrs {
 	uses := map[xattr]int{}
 	for _, n := range inodes {
 		for k, v := range n.Xattrs {
@@ -95,11 +138,11 @@ func (t *Tree) shareXattrs(inodes []*Inode, at int64) *sharedXattrs {
 	}
 	s := &sharedXattrs{id: map[xattr]uint32{}}
 	byName := func(a, b xattr) int {
-		return strings.Compare(a.name+"\x00"+a.value, b.name+"\x00"+b.value)
+		return cmp.Or(strings.Compare(a.name, b.name), strings.Compare(a.value, b.value))
 	}
 	for _, x := range slices.SortedFunc(maps.Keys(uses), byName) {
 		if uses[x] > 1 {
-			s.id[x] = uint32(at+int64(len(s.area))) / 4
+			s.id[x] = uint32(len(s.area) / 4)
 			s.area = x.encode(s.area)
 		}
 	}
@@ -107,7 +150,8 @@ func (t *Tree) shareXattrs(inodes []*Inode, at int64) *sharedXattrs {
 }
 
 // body encodes an inode's attributes: struct erofs_xattr_ibody_header, the
-// shared ids, the inline entries. It is empty for an inode with none.
+// shared ids, the inline entries. It is empty for an inode with none. Its size
+// does not depend on where the area is.
 func (s *sharedXattrs) body(n *Inode) []byte {
 	if len(n.Xattrs) == 0 {
 		return nil
@@ -118,7 +162,7 @@ func (s *sharedXattrs) body(n *Inode) []byte {
 		x := xattr{name, n.Xattrs[name]}
 		if id, ok := s.id[x]; ok && b[4] < maxSharedXattrs {
 			b[4]++ // h_shared_count
-			b = binary.LittleEndian.AppendUint32(b, id)
+			b = binary.LittleEndian.AppendUint32(b, uint32(s.at/4)+id)
 		} else {
 			inline = x.encode(inline)
 		}

@@ -98,8 +98,12 @@ func Build(ctx context.Context, packed io.Reader, opts BuildOptions, window func
 	if err != nil {
 		return nil, err
 	}
+	// Whoever fetches the index will check both, and refuse what does not pass.
 	if err := m.Check(); err != nil {
 		return nil, fmt.Errorf("built a map that is %w", err)
+	}
+	if err := erofs.Check(bootstrap, m.BlobSize); err != nil {
+		return nil, fmt.Errorf("built an %w", err)
 	}
 	return &Built{Map: m, Bootstrap: bootstrap, Tree: tree}, nil
 }
@@ -184,8 +188,9 @@ func (c *counter) Read(p []byte) (int, error) {
 type spanHasher struct {
 	m     *Map
 	h     hash.Hash
-	at    int64 // blob bytes hashed
-	zeros []byte
+	at    int64   // blob bytes hashed
+	zeros []byte  // a span of them
+	zero  *Digest // theirs
 	buf   [64 << 10]byte
 }
 
@@ -217,8 +222,19 @@ func (s *spanHasher) write(p []byte) {
 	}
 }
 
+// pad hashes zeros. Spans of nothing else, of which sparse files have many, are
+// hashed once.
 func (s *spanHasher) pad(to int64) {
 	for s.at < to {
+		if s.at%s.m.SpanSize == 0 && to-s.at >= s.m.SpanSize {
+			if s.zero == nil {
+				d := Digest(sha256.Sum256(s.zeros))
+				s.zero = &d
+			}
+			s.m.Digests = append(s.m.Digests, *s.zero)
+			s.at += s.m.SpanSize
+			continue
+		}
 		s.write(s.zeros[:min(to-s.at, int64(len(s.zeros)))])
 	}
 }

@@ -24,10 +24,12 @@
 //
 // A Layer may be used from many goroutines and keeps nothing between calls but
 // its map. A span is handed on whole and verified, or there is an error: of the
-// registry, of the deflate data, or [*DigestError]. Nothing is retried here.
+// registry, of the deflate data, or [*DigestError]. Nothing is retried here but
+// wrong bytes, where the remote has another place to read them: see [Rejecter].
 //
 // Memory is one span, one segment between two checkpoints and its compressed
-// form for each call, and the map once.
+// form for each call, and the map once. A segment's bounds are checked before
+// memory is taken for it; segments above 16 MiB share one budget of the process.
 //
 // This package does not cache, decide what to fetch, or know of kernels.
 package fetcher

@@ -64,7 +64,20 @@ const (
 	maxSpanSize = 4 << 20
 	minGrain    = 4096
 	maxGrain    = 4 << 20
+
+	// maxSegment is the most stream between two checkpoints, which is inflated at
+	// once. Spacings go up to 64 MiB, thinning keeps them below one and a half, and
+	// zlib's blocks, at whose starts checkpoints lie, hold at most 8 MiB.
+	maxSegment = 128 << 20
+	// Deflate makes at most 1032 bytes of one (zlib's technical notes).
+	maxRatio = 1032
+	// Stored blocks add 5 bytes to 65535, empty ones and gzip headers a little more
+	// for each of a segment's members.
+	packedSlack = 1 << 20
 )
+
+// maxPacked is the most packed bytes that n bytes of stream can take.
+func maxPacked(n StreamOffset) PackedOffset { return 2*PackedOffset(n) + packedSlack }
 
 // Check verifies all that can be known without the layer: sizes, order,
 // bounds. A map that passes can still lie, which the spans' digests tell.
@@ -77,22 +90,17 @@ func (m *Map) Check() error {
 			return bad("digest %q", d)
 		}
 	}
-	for _, n := range []int64{m.PackedSize, m.StreamSize, m.BlobSize} {
-		if n < 0 || n > maxSize {
-			return bad("size %d", n)
-		}
+	n, err := m.Counts()
+	if err != nil {
+		return err
 	}
 	switch {
-	case m.BlobSize%4096 != 0:
-		return bad("blob of %d bytes", m.BlobSize)
-	case m.SpanSize < minSpanSize || m.SpanSize > maxSpanSize || m.SpanSize%4096 != 0:
-		return bad("spans of %d bytes", m.SpanSize)
-	case m.Grain < minGrain || m.Grain > maxGrain:
-		return bad("stops every %d bytes", m.Grain)
-	case int64(len(m.Digests)) != m.Spans():
-		return bad("%d digests for %d spans", len(m.Digests), m.Spans())
-	case int64(len(m.Stops)) != (m.StreamSize+m.Grain-1)/m.Grain:
+	case int64(len(m.Digests)) != n.Digests:
+		return bad("%d digests for %d spans", len(m.Digests), n.Digests)
+	case int64(len(m.Stops)) != n.Stops:
 		return bad("%d stops", len(m.Stops))
+	case int64(len(m.Checkpoints)) > n.Checkpoints:
+		return bad("%d checkpoints", len(m.Checkpoints))
 	case m.StreamSize > 0 && (len(m.Checkpoints) == 0 || m.Checkpoints[0].Stream != 0 || m.Checkpoints[0].Window):
 		return bad("no checkpoint at the start")
 	}
@@ -118,6 +126,63 @@ func (m *Map) Check() error {
 			return bad("stop %d at %d", i, s)
 		}
 		stop = s
+	}
+	return m.checkSegments()
+}
+
+// Counts is how many items a map's tables have.
+type Counts struct {
+	Stops, Digests       int64 // exactly
+	Checkpoints, Extents int64 // at most
+}
+
+// minSpacing is the least stream between two checkpoints, on average: far below
+// inflate.MinSpacing, which our own have.
+const minSpacing = 4096
+
+// Counts checks the sizes and tells which tables are plausible for them. It is for
+// decoders, which have the sizes before they make room for the tables.
+func (m *Map) Counts() (Counts, error) {
+	bad := func(format string, args ...any) (Counts, error) {
+		return Counts{}, fmt.Errorf("%w: %s", ErrMap, fmt.Sprintf(format, args...))
+	}
+	for _, n := range []int64{m.PackedSize, m.StreamSize, m.BlobSize} {
+		if n < 0 || n > maxSize {
+			return bad("size %d", n)
+		}
+	}
+	switch {
+	case m.StreamSize > m.PackedSize*maxRatio:
+		return bad("%d bytes of stream from %d packed", m.StreamSize, m.PackedSize)
+	case m.BlobSize%4096 != 0:
+		return bad("blob of %d bytes", m.BlobSize)
+	case m.SpanSize < minSpanSize || m.SpanSize > maxSpanSize || m.SpanSize%4096 != 0:
+		return bad("spans of %d bytes", m.SpanSize)
+	case m.Grain < minGrain || m.Grain > maxGrain:
+		return bad("stops every %d bytes", m.Grain)
+	}
+	return Counts{
+		Stops: (m.StreamSize + m.Grain - 1) / m.Grain, Digests: m.Spans(),
+		Checkpoints: m.StreamSize/minSpacing + 1, Extents: m.StreamSize,
+	}, nil
+}
+
+// checkSegments verifies what lies between checkpoints: both sides of a segment are
+// held in memory, so neither may be longer than the other allows.
+func (m *Map) checkSegments() error {
+	for i, c := range m.Checkpoints {
+		packed, stream := PackedOffset(c.Bit/8), StreamOffset(m.StreamSize)
+		var end PackedOffset // of the segment's input
+		if i+1 < len(m.Checkpoints) {
+			stream = m.Checkpoints[i+1].Stream
+			end = PackedOffset(m.Checkpoints[i+1].Bit/8) + 1
+		} else if n := len(m.Stops); n > 0 {
+			end = m.Stops[n-1]
+		}
+		out, in := stream-c.Stream, end-packed
+		if out > maxSegment || in > maxPacked(out) || out > 0 && (in <= 0 || int64(out) > int64(in)*maxRatio) {
+			return fmt.Errorf("%w: %d bytes of stream from %d packed at checkpoint %d", ErrMap, out, in, i)
+		}
 	}
 	return nil
 }
@@ -170,13 +235,18 @@ func (m *Map) checkpointBefore(off StreamOffset) int {
 	return sort.Search(len(m.Checkpoints), func(i int) bool { return m.Checkpoints[i].Stream > off }) - 1
 }
 
-// stopFor is how many packed bytes are enough for the stream before off.
+// stopFor is how many packed bytes are enough for the stream before off: up to its
+// stop, and never past the checkpoint behind it.
 func (m *Map) stopFor(off StreamOffset) PackedOffset {
 	i := (int64(off) + m.Grain - 1) / m.Grain
 	if i == 0 {
 		return 0
 	}
-	return m.Stops[min(i, int64(len(m.Stops)))-1]
+	stop := m.Stops[min(i, int64(len(m.Stops)))-1]
+	if next := m.checkpointBefore(off-1) + 1; next < len(m.Checkpoints) {
+		stop = min(stop, PackedOffset(m.Checkpoints[next].Bit/8)+1)
+	}
+	return stop
 }
 
 // CheckpointOf is the number of the checkpoint that a fetch of a span starts

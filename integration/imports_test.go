@@ -26,6 +26,7 @@ var allowed = map[string][]string{
 	"internal/hostcheck":            {},
 	"internal/descriptor":           {},
 	"internal/fault":                {},
+	"internal/liblog":               {},
 	"internal/procs":                {},
 	"internal/version":              {},
 	"internal/statusapi":            {"fetcher/registry", "ondemand", "snapshot"},

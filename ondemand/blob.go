@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Blob is one layer's bytes, which fill up.
@@ -19,6 +20,7 @@ type Blob struct {
 	engine   *Engine
 	store    Store
 	durable  atomic.Bool
+	checked  atomic.Int64 // when, in Unix nanoseconds
 
 	// syncing is held while the store syncs or is closed.
 	syncing sync.Mutex
@@ -139,14 +141,20 @@ func (b *Blob) Sync() error {
 // does: only now may its readers go on without us.
 func (b *Blob) Durable() bool { return b.durable.Load() }
 
-// check looks for errors that the kernel has met by itself, unless somebody
-// syncs, who will hear of them.
+// checkEvery is how often Fill asks for errors that the kernel has met by itself.
+// Pages that it could not write it drops when it needs their memory, and not
+// soon, since they are new; and a daemon that dies while it asks loses what is
+// not durable.
+const checkEvery = time.Second
+
+// check asks, unless somebody syncs, who will hear of it.
 func (b *Blob) check() {
 	store, ok := b.store.(*fileStore)
-	if !ok || b.durable.Load() || !b.syncing.TryLock() {
+	if !ok || b.durable.Load() || time.Now().UnixNano()-b.checked.Load() < int64(checkEvery) || !b.syncing.TryLock() {
 		return
 	}
 	defer b.syncing.Unlock()
+	b.checked.Store(time.Now().UnixNano())
 	if !b.shut {
 		_ = b.took(store.check()) // what is lost is fetched again
 	}

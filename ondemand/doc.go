@@ -70,12 +70,14 @@
 // two synced marks bits are only added to the running record, so an old page of
 // it, which the same disk may give back, says less than the truth, never more.
 //
-// The kernel also writes pages by itself, and that fails in the same way. Fill,
-// Open and Close ask about it, which takes no I/O (sync_file_range(2), as
-// mm/filemap.c's file_check_and_advance_wb_err is reached by it), and then do as
-// after a failed sync. Not covered: a failure that the kernel met while no
-// process had the blob file open, if it has also dropped the inode since. A
-// marked or mounted blob's inode it keeps.
+// The kernel also writes pages by itself, and that fails in the same way. Open,
+// Close and, once a second, Fill ask about it, which takes no I/O
+// (sync_file_range(2), which ends in mm/filemap.c's
+// file_check_and_advance_wb_err), with the record marked, and then do as after a
+// failed sync. Not covered: a reader who comes in that second, if the kernel has
+// dropped the page as well; and a failure that the kernel met while no process
+// had the blob file open, if it has also dropped the inode since. A marked or
+// mounted blob's inode it keeps.
 //
 // # Which file the records are of
 //

@@ -8,6 +8,8 @@ import (
 	"math/rand/v2"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 const faultSpans = 9
@@ -34,7 +36,9 @@ func lives(ctx context.Context, d *memDisk, s *fakeSource) {
 		_ = b.Sync()
 		_ = b.Fill(ctx, 3*testSpan, 3*testSpan)
 		_ = b.Sync()
+		time.Sleep(checkEvery)
 		_ = b.Fill(ctx, 2*testSpan, 4*testSpan)
+		time.Sleep(checkEvery)
 		_ = b.Fill(ctx, 0, int64(len(s.data)))
 		_ = b.Close()
 	}
@@ -92,7 +96,9 @@ func goOn(ctx context.Context, d *memDisk, boot string, s *fakeSource, r *rand.R
 // TestEveryFault has every call that changes something fail in every way, and
 // many pairs of them, and looks at what is left: with the process dead and with
 // the power lost.
-func TestEveryFault(t *testing.T) {
+func TestEveryFault(t *testing.T) { synctest.Test(t, everyFault) }
+
+func everyFault(t *testing.T) {
 	s := newSource((faultSpans-1)*testSpan + 77)
 	clean := newMemDisk()
 	lives(t.Context(), clean, s)
@@ -106,19 +112,25 @@ func TestEveryFault(t *testing.T) {
 		for i, way := range []struct {
 			d    *memDisk
 			boot string
-		}{{d.clone(), bootA}, {d.powerLoss(r), bootB}, {d.powerLoss(r), bootB}} {
+		}{{d.clone(), bootA}, {d.powerLoss(r), bootB}} {
 			if err := goOn(t.Context(), way.d, way.boot, s, r); err != nil {
 				t.Fatalf("with %v at calls of %d, way %d: %v", faults, steps, i, err)
 			}
 		}
 	}
-	const stride = 4 // of all pairs
+	const near, stride = 2, 8
 	for first := range steps {
 		for k := range faultKinds {
 			try(map[int]faultKind{first + 1: k})
-			for second := first + 1 + r.IntN(stride); second < steps+10; second += stride {
-				k2 := faultKind(r.IntN(int(faultKinds)))
-				try(map[int]faultKind{first + 1: k, second + 1: k2})
+			for gap := 1; gap < steps; gap++ {
+				switch {
+				case gap <= near: // all pairs that lie together
+					for k2 := range faultKinds {
+						try(map[int]faultKind{first + 1: k, first + 1 + gap: k2})
+					}
+				case r.IntN(stride) == 0:
+					try(map[int]faultKind{first + 1: k, first + 1 + gap: faultKind(r.IntN(int(faultKinds)))})
+				}
 			}
 		}
 	}
@@ -183,6 +195,48 @@ func TestDeathAfterFailedSync(t *testing.T) {
 	}
 }
 
+// TestRecordThatCannotBeWrittenBack: the disk takes neither the bytes nor that
+// they are lost, and gives an older record back.
+func TestRecordThatCannotBeWrittenBack(t *testing.T) {
+	s := newSource((faultSpans-1)*testSpan + 77)
+	d := newMemDisk()
+	_, b, err := openMem(d, bootA, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Fill(t.Context(), 0, b.Size()); err != nil {
+		t.Fatal(err)
+	}
+	d.names["blob"+runningName].disk = bytes.Clone(d.names["blob"+runningName].cache) // the kernel has written it
+	// Then the blob's sync fails, and from there each of the record.
+	d.faults = map[int]faultKind{}
+	for i := range 20 {
+		d.faults[d.step+3+i] = failCall
+	}
+	if err := b.Sync(); err == nil || b.Filled() != 0 {
+		t.Fatalf("%d bytes filled, %v", b.Filled(), err)
+	}
+	if err := b.Fill(t.Context(), 0, testSpan); err == nil {
+		t.Error("filled without a record")
+	}
+	d.names["blob"+runningName].drop() // what it could not write, it forgets
+	if err := goOn(t.Context(), d.clone(), bootA, s, rand.New(rand.NewPCG(1, 1))); err != nil {
+		t.Error("the next daemon:", err)
+	}
+	d.restart() // a better disk
+	if err := errors.Join(b.Fill(t.Context(), 0, b.Size()), wrong(d, b, s)); err != nil {
+		t.Error(err)
+	}
+	for range 3 { // an error is yet to be told
+		if err = errors.Join(b.Fill(t.Context(), 0, b.Size()), b.Sync()); err == nil {
+			break
+		}
+	}
+	if err = errors.Join(err, wrong(d, b, s)); err != nil || !b.Durable() {
+		t.Errorf("durable %v, %v", b.Durable(), err)
+	}
+}
+
 // TestBytesWrittenWhileASyncFails: the span's bit comes after the loss.
 func TestBytesWrittenWhileASyncFails(t *testing.T) {
 	s := newSource(2 * testSpan)
@@ -232,10 +286,12 @@ func TestFullDiskKeepsWhatIsFilled(t *testing.T) {
 
 // TestTheKernelFailsByItself: nobody has synced.
 func TestTheKernelFailsByItself(t *testing.T) {
-	s := newSource(4 * testSpan)
-	for name, then := range map[string]func(d *memDisk, b *Blob) (*Blob, error){
-		"fill": func(_ *memDisk, b *Blob) (*Blob, error) { return b, b.Fill(t.Context(), 0, b.Size()) },
-		"close": func(d *memDisk, b *Blob) (*Blob, error) {
+	for name, then := range map[string]func(t *testing.T, d *memDisk, b *Blob, s *fakeSource) (*Blob, error){
+		"fill": func(t *testing.T, _ *memDisk, b *Blob, _ *fakeSource) (*Blob, error) {
+			time.Sleep(checkEvery)
+			return b, b.Fill(t.Context(), 0, b.Size())
+		},
+		"close": func(t *testing.T, d *memDisk, b *Blob, s *fakeSource) (*Blob, error) {
 			var lost *LostError
 			if err := b.Close(); !errors.As(err, &lost) {
 				t.Error("close:", err)
@@ -244,25 +300,27 @@ func TestTheKernelFailsByItself(t *testing.T) {
 			_, b, err := openMem(d, bootA, s)
 			return b, err
 		},
-		"death": func(d *memDisk, _ *Blob) (*Blob, error) {
+		"death": func(_ *testing.T, d *memDisk, _ *Blob, s *fakeSource) (*Blob, error) {
 			_, b, err := openMem(d, bootA, s)
 			return b, err
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			d := newMemDisk()
-			_, b, err := openMem(d, bootA, s)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := b.Fill(t.Context(), 0, b.Size()); err != nil {
-				t.Fatal(err)
-			}
-			d.names["blob"].drop()
-			b, err = then(d, b)
-			if err := errors.Join(err, wrong(d, b, s)); err != nil {
-				t.Error(err)
-			}
+			synctest.Test(t, func(t *testing.T) {
+				s, d := newSource(4*testSpan), newMemDisk()
+				_, b, err := openMem(d, bootA, s)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := b.Fill(t.Context(), 0, b.Size()); err != nil {
+					t.Fatal(err)
+				}
+				d.names["blob"].drop()
+				b, err = then(t, d, b, s)
+				if err := errors.Join(err, wrong(d, b, s)); err != nil {
+					t.Error(err)
+				}
+			})
 		})
 	}
 }

@@ -67,6 +67,9 @@ func (b *Blob) join(first, last int64, urgent bool) ([]*pending, error) {
 	defer b.mu.Unlock()
 	var wait []*pending
 	for span := first; span < last; {
+		if b.closed {
+			return nil, ErrClosed // and Close ends what we wait for
+		}
 		if b.store.Has(span) {
 			span++
 			continue
@@ -77,10 +80,7 @@ func (b *Blob) join(first, last int64, urgent bool) ([]*pending, error) {
 			b.mu.Unlock()
 			from, to := b.source.Grow(span, end, urgent)
 			b.mu.Lock()
-			if b.closed {
-				return nil, ErrClosed // and Close has ended what we wait for
-			}
-			if b.taken(span) {
+			if b.closed || b.taken(span) {
 				continue // somebody was faster
 			}
 			p = b.start(span, b.gap(span, end), from, to, urgent)
@@ -94,9 +94,6 @@ func (b *Blob) join(first, last int64, urgent bool) ([]*pending, error) {
 		p.flight.waiters++
 		wait = append(wait, p)
 		span++
-	}
-	if b.closed {
-		return nil, ErrClosed
 	}
 	return wait, nil
 }

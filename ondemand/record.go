@@ -83,7 +83,7 @@ func openRecord(d disk, path string, h header, data file) (_ *record, err error)
 	r.replace(running)
 	// An earlier daemon may have died before it heard of an error.
 	var lost *LostError
-	if err := r.sure(data); err != nil && !errors.As(err, &lost) {
+	if err := r.check(data); err != nil && !errors.As(err, &lost) {
 		return nil, err
 	}
 	return r, nil
@@ -157,42 +157,30 @@ func (r *record) sync(data file) error {
 	return r.believe()
 }
 
-// check is a sync's look at errors without its writing.
+// check is a sync's look at errors, without its writing. The record is in doubt
+// meanwhile: the kernel does not tell the next daemon what it has told us.
 func (r *record) check(data file) error {
-	if r.allDurable() {
-		return nil
-	}
-	if err := data.writeError(); err != nil {
-		return r.lose(err)
-	}
-	return nil
-}
-
-// sure is check for when the next to open the file may not hear of an error: it
-// marks the record meanwhile.
-func (r *record) sure(data file) error {
 	if r.allDurable() {
 		return nil
 	}
 	if err := r.doubt(true); err != nil {
 		return err
 	}
-	if err := r.check(data); err != nil {
-		return err
+	if err := data.writeError(); err != nil {
+		return r.lose(err)
 	}
 	return r.believe()
 }
 
-// lose takes back all spans that are not durable.
+// lose takes back all spans that are not durable. The record is in doubt already.
 func (r *record) lose(cause error) error {
-	err := r.doubt(true) // first: the kernel does not say it again
 	r.writing.Lock()
 	lost := &LostError{r.path, r.Count() - count(r.durable), cause}
 	r.losses++
 	r.replace(r.durable)
 	r.stale = true
 	r.writing.Unlock()
-	return errors.Join(lost, err, r.believe())
+	return errors.Join(lost, r.believe())
 }
 
 // doubt writes whether the running record is doubtful.

@@ -151,5 +151,5 @@ func (s *fileStore) Allocated() (n int64, err error) {
 
 // Close implements Store. It does not sync: see the package's comment.
 func (s *fileStore) Close() error {
-	return errors.Join(s.sure(s.file), s.record.file.Close(), s.file.Close())
+	return errors.Join(s.record.check(s.file), s.record.file.Close(), s.file.Close())
 }

@@ -41,8 +41,8 @@ type Transport interface {
 	// for which nobody has answered since. It has the mount served again, or
 	// fails: then the mount must be replaced.
 	Revive(b *Blob) error
-	// Release says that the blob is complete. Where the transport can, it makes
-	// reads the kernel's own.
+	// Release says that the blob is complete, and durable: see Blob.Durable. Where
+	// the transport can, it makes reads the kernel's own.
 	Release(b *Blob) error
 	// Detach ends Attach. As long as anybody can reach a file system of the blob
 	// that needs the transport's answers, it changes nothing and fails with

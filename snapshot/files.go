@@ -149,7 +149,7 @@ func (f *files) discardBlob(d *dirs) error {
 }
 
 // blobFiles are the files of package ondemand, what tells of the bytes first.
-var blobFiles = []string{"blob.spans", "blob.durable", "blob"}
+var blobFiles = []string{"blob.spans", "blob.durable", "blob.durable.new", "blob"}
 
 // empty removes the blob, which nothing serves, and its records before it.
 func (f *files) empty() error {

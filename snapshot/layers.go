@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -157,6 +158,10 @@ func (l *Layers) Served() bool {
 	return l.dirs.trashReachable()
 }
 
+// lastSync is how long Close makes what was filled durable, for the case that the
+// machine goes down: shorter than a service manager's patience.
+const lastSync = 5 * time.Second
+
 // Close ends background work and closes the blobs. Mounts stay; the transport
 // is the caller's.
 func (l *Layers) Close() error {
@@ -164,6 +169,11 @@ func (l *Layers) Close() error {
 	l.cancel()
 	l.mu.Unlock()
 	l.work.Wait()
+	ctx, cancel := context.WithTimeout(context.Background(), lastSync)
+	defer cancel()
+	if err := l.Engine.Sync(ctx); err != nil {
+		l.Log.Warn("what was filled last is fetched again after a reboot", "error", err)
+	}
 	var errs []error
 	for _, d := range l.all() {
 		errs = append(errs, l.with(context.Background(), d, func(layer *Layer) error {

@@ -14,7 +14,6 @@ import (
 	"github.com/containerd/containerd/v2/contrib/snapshotservice"
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
@@ -22,7 +21,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/config"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
-	"github.com/lacuna-snapshotter/lacuna/internal/descriptor"
+	"github.com/lacuna-snapshotter/lacuna/internal/liblog"
 	"github.com/lacuna-snapshotter/lacuna/internal/version"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/keeper"
@@ -33,13 +32,20 @@ import (
 // answer what is under way, leave the mounts.
 func run(ctx context.Context, c *config.Config) error {
 	log := newLogger(c)
+	liblog.Redirect(log)
 	lock, err := lockRoot(c.Root)
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
+	if err := checkRoot(c.Root); err != nil {
+		return err
+	}
 
-	client, err := registry.New(registryOptions(c))
+	for _, doubt := range doubts(c) {
+		log.Warn("this will go wrong", "reason", doubt)
+	}
+	client, err := registry.New(registryOptions(c, log))
 	if err != nil {
 		return err
 	}
@@ -49,7 +55,7 @@ func run(ctx context.Context, c *config.Config) error {
 	}
 	engine, err := ondemand.New(ondemand.Options{
 		Fetches: c.Fetch.Concurrent, Background: c.Fetch.Background,
-		MaxFetch: c.Fetch.MaxBytes, Timeout: time.Duration(c.Fetch.Timeout),
+		MaxFetch: int64(c.Fetch.MaxBytes), Timeout: c.Fetch.Timeout.Duration,
 	})
 	if err != nil {
 		return err
@@ -62,6 +68,7 @@ func run(ctx context.Context, c *config.Config) error {
 	if err != nil {
 		return errors.Join(err, keepers.Leave())
 	}
+	defer sockets.unlock()
 	transport, err := openTransport(c, engine, keepers, found, log)
 	if err != nil {
 		return errors.Join(err, sockets.Close())
@@ -72,8 +79,8 @@ func run(ctx context.Context, c *config.Config) error {
 	layers, err := snapshot.OpenLayers(snapshot.LayersConfig{
 		Root: c.Root, Client: client, Store: store, Engine: engine,
 		Transport: transport, Adopted: transport.adopted,
-		Settle: snapshot.Settle{Enabled: c.Settle.Enabled, Quiet: time.Duration(c.Settle.Quiet), Rate: c.Settle.Rate},
-		Cache:  snapshot.Cache{MaxBytes: c.Cache.MaxBytes, Every: time.Duration(c.Cache.Every)},
+		Settle: snapshot.Settle{Enabled: c.Settle.Enabled, Quiet: c.Settle.Quiet.Duration, Rate: int64(c.Settle.Rate)},
+		Cache:  snapshot.Cache{MaxBytes: int64(c.Cache.MaxBytes), Every: c.Cache.Every.Duration},
 		Log:    log,
 	})
 	if err != nil {
@@ -83,10 +90,11 @@ func run(ctx context.Context, c *config.Config) error {
 	if err != nil {
 		return errors.Join(err, transport.Close())
 	}
-	transport.Recover()
+	transport.Recover() // what a dead daemon has left is answered meanwhile
 	log.Info("ready to serve", "version", version.String(), "root", c.Root, "transport", transport.Name())
 	err = serve(ctx, c, log, sockets, snapshotter, &status{
 		started: time.Now(), root: c.Root, transport: transport, layers: layers, snapshotter: snapshotter, engine: engine, client: client,
+		cacheLimit: int64(c.Cache.MaxBytes),
 	})
 	log.Info("stopping; mounts stay")
 	// Requests first: a fill needs its blob open until it is answered.
@@ -104,40 +112,23 @@ func newLogger(c *config.Config) *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, o))
 }
 
-// lockTime is how long a start waits for the lock: a child that a killed daemon
-// was about to execute has it too, until it is executed.
-const lockTime = 5 * time.Second
-
-// lockRoot keeps a second daemon out of the directory.
-func lockRoot(root string) (*os.File, error) {
-	if err := os.MkdirAll(root, 0o700); err != nil {
-		return nil, err
-	}
-	f, err := os.OpenFile(filepath.Join(root, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	for deadline := time.Now().Add(lockTime); ; time.Sleep(20 * time.Millisecond) {
-		err := descriptor.Use(f, func(fd int) error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
-		switch {
-		case err == nil:
-			return f, nil
-		case !errors.Is(err, unix.EAGAIN) || time.Now().After(deadline):
-			f.Close()
-			return nil, fmt.Errorf("another lacuna-snapshotter uses %s: %w", root, err)
-		}
-	}
-}
-
-func registryOptions(c *config.Config) registry.Options {
+func registryOptions(c *config.Config, log *slog.Logger) registry.Options {
 	return registry.Options{
 		HostsDirs: c.Registry.HostsDirs, DockerConfig: c.Registry.DockerConfig, PlainHTTP: c.Registry.PlainHTTP,
 		UserAgent: "lacuna/" + version.String(),
 		Retry: registry.Retry{
-			Attempts: c.Registry.Attempts, Base: time.Duration(c.Registry.Backoff), Max: time.Duration(c.Registry.MaxBackoff),
+			Attempts: c.Registry.Attempts, Base: c.Registry.Backoff.Duration, Max: c.Registry.MaxBackoff.Duration,
+			Sleep: ondemand.Sleep,
 		},
-		Stall:       time.Duration(c.Registry.Stall),
+		Stall:       c.Registry.Stall.Duration,
 		Connections: c.Fetch.Concurrent,
+		Notify: func(t registry.Trouble, over bool) {
+			if over {
+				log.Info("a registry answers again", "registry", t.Registry, "since", t.Since)
+				return
+			}
+			log.Warn("a registry does not answer as it should; its readers wait", "registry", t.Registry, "error", t.Error)
+		},
 	}
 }
 
@@ -147,7 +138,7 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger, on *sockets,
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(s))
 	healthy := health.NewServer()
 	grpc_health_v1.RegisterHealthServer(server, healthy)
-	web := &http.Server{Handler: st.handler(), ReadHeaderTimeout: 10 * time.Second}
+	web := &http.Server{Handler: st.handler(), ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
 
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return server.Serve(on.grpc) })
@@ -159,6 +150,19 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger, on *sockets,
 	})
 	g.Go(func() error {
 		st.report(gctx, healthy)
+		return nil
+	})
+	g.Go(func() error {
+		select {
+		case err := <-st.transport.Failed():
+			return fmt.Errorf("transport %s reads no more requests; the next daemon takes over: %w", st.transport.Name(), err)
+		case <-gctx.Done():
+			return nil
+		}
+	})
+	g.Go(func() error { return watch(gctx, c.Address, st.able, log) })
+	g.Go(func() error {
+		on.watch(gctx, log)
 		return nil
 	})
 	g.Go(func() error {

@@ -1,14 +1,12 @@
 package main
 
 import (
+	"context"
 	"errors"
-	"fmt"
-	"net"
+	"log/slog"
 	"os"
-	"path/filepath"
 	"strings"
-
-	"golang.org/x/sys/unix"
+	"time"
 
 	"github.com/lacuna-snapshotter/lacuna/config"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/keeper"
@@ -17,7 +15,7 @@ import (
 // sockets are what the daemon listens on. The keepers hold them too: who
 // connects while no daemon runs waits for the next one instead of being
 // refused.
-type sockets struct{ grpc, status *net.UnixListener }
+type sockets struct{ grpc, status *socket }
 
 // socketLabel begins the labels of sockets; their path follows.
 const socketLabel = "socket "
@@ -32,73 +30,59 @@ func openSockets(c *config.Config, set *keeper.Set, found map[string]*os.File) (
 			}
 		}
 	}
-	if s.grpc, err = openSocket(c.Address, set, found); err != nil {
+	if s.grpc, err = openSocket(c.Address, c.Root, set, found[socketLabel+c.Address]); err != nil {
 		return nil, err
 	}
-	if s.status, err = openSocket(c.Status, set, found); err != nil {
-		return nil, errors.Join(err, s.grpc.Close())
+	if s.status, err = openSocket(c.Status, c.Root, set, found[socketLabel+c.Status]); err != nil {
+		return nil, errors.Join(err, s.grpc.Close(), s.grpc.lock.Close())
 	}
 	return s, nil
 }
 
-func (s *sockets) labels() []string {
-	return []string{socketLabel + s.grpc.Addr().String(), socketLabel + s.status.Addr().String()}
+func (s *sockets) all() []*socket { return []*socket{s.grpc, s.status} }
+
+func (s *sockets) labels() (list []string) {
+	for _, one := range s.all() {
+		list = append(list, socketLabel+one.path)
+	}
+	return list
 }
 
 // Close closes both; the keepers' ends stay.
 func (s *sockets) Close() error { return errors.Join(s.grpc.Close(), s.status.Close()) }
 
+// unlock lets another daemon have the paths.
+func (s *sockets) unlock() {
+	for _, one := range s.all() {
+		one.lock.Close()
+	}
+}
+
 // remove unlinks both: nobody holds them any more.
 func (s *sockets) remove() error {
 	var errs []error
-	for _, l := range []*net.UnixListener{s.grpc, s.status} {
-		if err := os.Remove(l.Addr().String()); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, err)
-		}
+	for _, one := range s.all() {
+		errs = append(errs, one.remove())
 	}
 	return errors.Join(errs...)
 }
 
-// openSocket takes the kept socket of a path, if that is still the one that
-// connections come to, or makes it.
-func openSocket(path string, set *keeper.Set, found map[string]*os.File) (*net.UnixListener, error) {
-	label := socketLabel + path
-	if f := found[label]; f != nil {
-		l, err := net.FileListener(f)
-		err = errors.Join(err, f.Close())
-		if unixListener, ok := l.(*net.UnixListener); err == nil && ok && reachable(path) {
-			unixListener.SetUnlinkOnClose(false)
-			return unixListener, nil
+// lookTime is how often sockets are looked for at their paths.
+const lookTime = 2 * time.Second
+
+// watch makes sockets anew whose path was removed, as cleaners of directories do,
+// until ctx ends. Where something else has the path it only says so.
+func (s *sockets) watch(ctx context.Context, log *slog.Logger) {
+	tick := time.NewTicker(lookTime)
+	defer tick.Stop()
+	for {
+		for _, one := range s.all() {
+			one.look(log)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
 		}
 	}
-	l, err := listen(path)
-	if err != nil {
-		return nil, err
-	}
-	l.SetUnlinkOnClose(false)
-	return l, set.KeepFile(label, l)
-}
-
-// reachable reports whether a socket that nobody has removed is at path.
-func reachable(path string) bool {
-	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
-	return err == nil && conn.Close() == nil
-}
-
-// listen makes a socket that only root can use. One that a dead daemon left is
-// replaced: the lock on the root says that it is dead.
-func listen(path string) (*net.UnixListener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, err
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	old := unix.Umask(0o177)
-	defer unix.Umask(old)
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", path, err)
-	}
-	return l, nil
 }

@@ -28,6 +28,7 @@ type status struct {
 	snapshotter *snapshot.Snapshotter
 	engine      *ondemand.Engine
 	client      *registry.Client
+	cacheLimit  int64
 }
 
 // registryService is the name under which gRPC health tells whether registries
@@ -52,11 +53,22 @@ func (s *status) report(ctx context.Context, h *health.Server) {
 	}
 }
 
+// able reports whether layers and transport still come to answer: one that is locked
+// up does not return.
+func (s *status) able() {
+	s.transport.Needed()
+	s.layers.Served()
+	s.engine.Stats()
+}
+
 func (s *status) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { reply(w, s.status()) })
 	mux.HandleFunc("GET /v1/layers", func(w http.ResponseWriter, _ *http.Request) {
 		layers, fallbacks := s.layers.Status()
+		if fallbacks == nil {
+			fallbacks = []snapshot.Fallback{}
+		}
 		reply(w, statusapi.Layers{Layers: layers, Fallbacks: fallbacks})
 	})
 	r := prometheus.NewRegistry()
@@ -79,12 +91,14 @@ func (s *status) status() statusapi.Status {
 	layers, fallbacks := s.layers.Status()
 	for _, l := range layers {
 		switch l.State {
-		case "complete":
+		case snapshot.Complete:
 			st.Complete++
-		case "quarantined":
+		case snapshot.Quarantined:
 			st.Quarantined++
-		case "evicted":
+		case snapshot.Evicted:
 			st.Evicted++
+		case snapshot.Leaving:
+			st.Leaving++
 		default:
 			st.Filling++
 		}
@@ -97,7 +111,28 @@ func (s *status) status() statusapi.Status {
 	if st.Unserved, err = s.snapshotter.Unserved(context.Background()); err != nil {
 		st.Problem = "list of layers that were not served: " + err.Error()
 	}
+	if st.Unserved == nil {
+		st.Unserved = []snapshot.Unserved{}
+	}
+	s.look(&st)
 	return st
+}
+
+// look adds what the daemon sees around it.
+func (s *status) look(st *statusapi.Status) {
+	st.CacheLimit, st.PassedOver, st.Problems = s.cacheLimit, []string{}, []string{}
+	for _, reason := range s.transport.passed {
+		st.PassedOver = append(st.PassedOver, reason.Error())
+	}
+	d, err := diskOf(s.root)
+	if err != nil {
+		st.Problems = append(st.Problems, err.Error())
+		return
+	}
+	st.Disk = statusapi.Disk{FileSystem: d.kind, Size: d.size, Free: d.free}
+	if problem := d.problem(); problem != "" {
+		st.Problems = append(st.Problems, problem)
+	}
 }
 
 var (
@@ -133,6 +168,7 @@ func (s *status) Collect(ch chan<- prometheus.Metric) {
 	gauge(descLayers, st.Complete, "complete")
 	gauge(descLayers, st.Quarantined, "quarantined")
 	gauge(descLayers, st.Evicted, "evicted")
+	gauge(descLayers, st.Leaving, "leaving")
 	gauge(descFallbacks, st.Fallbacks)
 	gauge(descUnserved, len(st.Unserved))
 	gauge(descRegistry, len(st.Registries))

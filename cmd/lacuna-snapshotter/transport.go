@@ -41,6 +41,7 @@ type transport struct {
 	ondemand.Transport
 	adopted bool     // it serves the mounts of an earlier daemon
 	labels  []string // of what a takeover needs
+	passed  []error  // why each that comes before it in "auto" was not chosen
 	keepers *keeper.Set
 	log     *slog.Logger
 }
@@ -48,28 +49,44 @@ type transport struct {
 // opener makes a transport, from what an earlier daemon has left where found
 // has its label.
 type opener struct {
-	name string
-	// labels are of what must be found for a takeover; the last is what readers
-	// wait on.
-	labels []string
+	name   string
+	labels []string // of what is kept for a takeover, what readers wait on last
+	// usable reports whether what is found suffices for a takeover.
+	usable func(found map[string]*os.File) bool
 	open   func(*config.Config, *ondemand.Engine, *transport, map[string]*os.File) (ondemand.Transport, error)
 }
 
 // openers are in the order in which "auto" tries them.
 var openers = []opener{
-	{"fanotify", []string{fanotifyJournal, fanotifyGroup}, openFanotify},
-	{"cachefiles", []string{cachefilesDevice}, openCachefiles},
-	{"fuse", []string{fuseJournal, fuseDevice}, openFuse},
+	{
+		"fanotify",
+		[]string{fanotifyJournal, fanotifyGroup},
+		// Whatever else is lost: without the group holes read as zeros.
+		func(found map[string]*os.File) bool { return found[fanotifyGroup] != nil },
+		openFanotify,
+	},
+	{
+		"cachefiles",
+		[]string{cachefilesDevice},
+		func(found map[string]*os.File) bool { return found[cachefilesDevice] != nil },
+		openCachefiles,
+	},
+	{
+		"fuse",
+		[]string{fuseJournal, fuseDevice},
+		// The session's INIT is in the journal.
+		func(found map[string]*os.File) bool {
+			dev, j := found[fuseDevice], found[fuseJournal]
+			return dev != nil && j != nil && fusefile.Alive(dev) && journal.Fits(j, fusefile.Journal) == nil
+		},
+		openFuse,
+	},
 }
 
-// whole reports whether all is there for a takeover. Of what is not, the parts
-// are let go of: a device that nobody reads would have its readers wait for ever.
+// whole reports whether there is enough for a takeover. Else what there is is let go
+// of: readers of a device that nobody reads would wait for ever.
 func (o opener) whole(set *keeper.Set, found map[string]*os.File) (bool, error) {
-	missing := false
-	for _, label := range o.labels {
-		missing = missing || found[label] == nil
-	}
-	if !missing {
+	if o.usable(found) {
 		return true, nil
 	}
 	var errs []error
@@ -112,7 +129,10 @@ func openTransport(c *config.Config, engine *ondemand.Engine, set *keeper.Set, f
 			continue
 		}
 		if t.Transport, err = o.open(c, engine, t, nil); err == nil {
-			t.labels = o.labels
+			t.labels, t.passed = o.labels, reasons
+			for _, reason := range reasons {
+				log.Info("passed over a transport", "chosen", o.name, "reason", reason)
+			}
 			return t, nil
 		}
 		reasons = append(reasons, fmt.Errorf("transport %s cannot be used: %w", o.name, err))
@@ -121,6 +141,11 @@ func openTransport(c *config.Config, engine *ondemand.Engine, set *keeper.Set, f
 }
 
 func openFanotify(c *config.Config, _ *ondemand.Engine, t *transport, found map[string]*os.File) (ondemand.Transport, error) {
+	if found != nil {
+		if err := t.renewJournal(found); err != nil {
+			return nil, err
+		}
+	}
 	group, j, err := t.journalled(found, fanotifyGroup, fanotifyJournal, fanotify.Journal, func() (*os.File, error) {
 		if err := fanotify.Probe(c.Root); err != nil {
 			return nil, err
@@ -131,6 +156,28 @@ func openFanotify(c *config.Config, _ *ondemand.Engine, t *transport, found map[
 		return nil, err
 	}
 	return fanotify.Serve(group, j, t.log)
+}
+
+// renewJournal replaces a journal of fanotify's that is lost or of another version.
+// Who waits for an answer to what was in it gets EIO.
+func (t *transport) renewJournal(found map[string]*os.File) error {
+	reason := errors.New("it is lost")
+	if f := found[fanotifyJournal]; f != nil {
+		if reason = journal.Fits(f, fanotify.Journal); reason == nil {
+			return nil
+		}
+		f.Close()
+	}
+	t.log.Error("the last daemon's journal cannot be read: reads that it had not answered fail with EIO", "error", reason)
+	if err := fanotify.Refuse(found[fanotifyGroup]); err != nil {
+		return err
+	}
+	j, err := journal.New(fanotify.Journal)
+	if err != nil {
+		return err
+	}
+	found[fanotifyJournal] = j.File()
+	return t.keepers.KeepFile(fanotifyJournal, j.File())
 }
 
 // journalled returns a device with its journal: those found or, where none were,
@@ -217,9 +264,10 @@ func (t *transport) anchor(c *config.Config, on *sockets) error {
 }
 
 // leave sees to it that readers wait for the next daemon, where any may come,
-// and else ends the keepers.
+// and else ends the keepers. The kernel may know of more than the layers do: those
+// that could not be opened have mounts too.
 func (t *transport) leave(layers *snapshot.Layers, on *sockets) error {
-	if layers.Served() {
+	if layers.Served() || t.Needed() {
 		t.log.Info("layers need their transport; the keepers stay, and readers wait for the next start")
 		return t.keepers.Leave()
 	}

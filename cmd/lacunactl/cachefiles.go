@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -14,7 +13,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/lacuna-snapshotter/lacuna/erofs"
-	"github.com/lacuna-snapshotter/lacuna/fetcher"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/cachefiles"
@@ -24,14 +22,14 @@ import (
 // containerd: it answers cachefiles for an image's layers, or for EROFS images
 // in a directory, and says how to mount them.
 func serveCommand(s *settings) *cobra.Command {
-	x := &indexSettings{settings: s}
+	x := &indexSettings{settings: s, euid: os.Geteuid()}
 	c := &serveSettings{indexSettings: x}
 	cmd := &cobra.Command{
 		Use:   "serve-cachefiles --dir CACHE (--image IMAGE | --files DIRECTORY)",
 		Short: "serve EROFS over the kernel's cachefiles, without containerd",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.run(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr())
+			return c.run(cmd)
 		},
 	}
 	f := cmd.Flags()
@@ -40,8 +38,7 @@ func serveCommand(s *settings) *cobra.Command {
 	f.StringVar(&c.files, "files", "", "directory of EROFS images, each served under its file name")
 	f.StringVar(&c.domain, "domain", "lacuna", "domain that the mounts share objects in")
 	f.StringVar(&x.storeDir, "store", "", "directory of indexes (default: index in --dir)")
-	f.StringVar(&x.platform, "platform", "linux/amd64", "platform of a multi-platform image")
-	f.BoolVar(&x.plainHTTP, "plain-http", false, "speak HTTP to the registry")
+	x.imageFlags(cmd)
 	_ = cmd.MarkFlagRequired("dir") // it is there
 	cmd.MarkFlagsOneRequired("image", "files")
 	cmd.MarkFlagsMutuallyExclusive("image", "files")
@@ -54,7 +51,8 @@ type serveSettings struct {
 }
 
 // run serves until ctx ends.
-func (c *serveSettings) run(ctx context.Context, out, errOut io.Writer) (err error) {
+func (c *serveSettings) run(cmd *cobra.Command) (err error) {
+	ctx, out, errOut := cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr()
 	if c.dir, err = filepath.Abs(c.dir); err != nil {
 		return err
 	}
@@ -78,7 +76,7 @@ func (c *serveSettings) run(ctx context.Context, out, errOut io.Writer) (err err
 	if c.imageRef != "" {
 		add = c.addImage
 	}
-	mounts, err := add(ctx, engine, server)
+	mounts, err := add(cmd, engine, server)
 	if err != nil {
 		return err
 	}
@@ -87,17 +85,27 @@ func (c *serveSettings) run(ctx context.Context, out, errOut io.Writer) (err err
 	for _, m := range mounts {
 		fmt.Fprintf(out, "  mount -t erofs -o ro,%s none /mnt\n", m.Options())
 	}
-	<-ctx.Done()
-	return nil
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-server.Failed():
+		return err
+	}
 }
 
 // addImage makes an image's layers known. One that has no index anywhere gets
 // it first.
-func (c *serveSettings) addImage(ctx context.Context, engine *ondemand.Engine, server *cachefiles.Server) (mounts []erofs.Fscache, err error) {
-	e, err := c.open(ctx, c.imageRef)
+func (c *serveSettings) addImage(cmd *cobra.Command, engine *ondemand.Engine, server *cachefiles.Server) (mounts []erofs.Fscache, err error) {
+	ctx := cmd.Context()
+	list, done, err := c.open(cmd, c.imageRef)
 	if err != nil {
 		return nil, err
 	}
+	context.AfterFunc(ctx, done)
+	if len(list) > 1 {
+		return nil, errors.New("--platform: one platform can be served")
+	}
+	e := list[0]
 	if err := e.fetchIndexes(ctx); err != nil {
 		return nil, err
 	}
@@ -150,8 +158,8 @@ func (e *indexer) fetchIndexes(ctx context.Context) error {
 	}
 	artifact, err := index.Find(ctx, e.image.Repo, e.image.Manifest.Digest)
 	if errors.Is(err, index.ErrNone) {
-		opts := fetcher.BuildOptions{SpanSize: e.config.Index.SpanSize, Spacing: e.config.Index.Spacing, Grain: e.config.Index.Grain}
-		return index.CreateImage(ctx, e.image, e.store, opts, nil)
+		_, err := index.CreateImage(ctx, e.image, e.store, index.CreateOptions{Build: buildOptions(e.config)})
+		return err
 	}
 	if err != nil {
 		return err
@@ -177,7 +185,7 @@ func openBlob(engine *ondemand.Engine, server *cachefiles.Server, key ondemand.K
 }
 
 // addFiles makes the EROFS images of a directory known.
-func (c *serveSettings) addFiles(_ context.Context, engine *ondemand.Engine, server *cachefiles.Server) (mounts []erofs.Fscache, err error) {
+func (c *serveSettings) addFiles(_ *cobra.Command, engine *ondemand.Engine, server *cachefiles.Server) (mounts []erofs.Fscache, err error) {
 	entries, err := os.ReadDir(c.files)
 	if err != nil {
 		return nil, err

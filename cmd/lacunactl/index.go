@@ -1,82 +1,74 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
-	"text/tabwriter"
-	"time"
 
 	"github.com/containerd/platforms"
-	"github.com/opencontainers/go-digest"
-	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/lacuna-snapshotter/lacuna/config"
-	"github.com/lacuna-snapshotter/lacuna/fetcher"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
 )
 
 func indexCommand(s *settings) *cobra.Command {
-	x := &indexSettings{settings: s}
-	root := &cobra.Command{Use: "index", Short: "make, push and inspect layer indexes"}
-	flags := root.PersistentFlags()
-	flags.StringVar(&x.storeDir, "store", "", "directory of indexes (default: index in the daemon's root)")
-	flags.StringVar(&x.platform, "platform", platforms.DefaultString(), "platform of a multi-platform image")
-	flags.BoolVar(&x.plainHTTP, "plain-http", false, "speak HTTP to the registry")
-
-	push := false
-	create := &cobra.Command{
-		Use:   "create IMAGE",
-		Short: "make the index of an image's gzip layers from the registry",
-		Args:  cobra.ExactArgs(1),
+	x := &indexSettings{settings: s, euid: os.Geteuid()}
+	root := &cobra.Command{
+		Use:   "index",
+		Short: "make, push and inspect layer indexes",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			e, err := x.open(cmd.Context(), args[0])
-			if err != nil {
-				return err
+			if len(args) > 0 {
+				return fmt.Errorf("unknown command %q of %q: see %s --help", args[0], cmd.CommandPath(), cmd.CommandPath())
 			}
-			if err := e.create(cmd); err != nil || !push {
-				return err
-			}
-			return e.push(cmd)
+			return cmd.Help()
 		},
 	}
-	create.Flags().BoolVar(&push, "push", false, "push it to the image's repository as well")
-	root.AddCommand(create, &cobra.Command{
+	root.PersistentFlags().StringVar(&x.storeDir, "store", "", "directory of indexes (default: index in the daemon's root; for other users lacuna/index in their cache directory)")
+	root.AddCommand(createCommand(x), listCommand(x), removeCommand(x))
+	push := &cobra.Command{
 		Use:   "push IMAGE",
 		Short: "push an index that was made here to the image's repository",
+		Long:  "Push the indexes of an image's layers that were made here to the image's repository.\n\nThe exit status is 2 where some layers have none.",
 		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			e, err := x.open(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			return e.push(cmd)
-		},
-	}, &cobra.Command{
+		RunE:  x.each((*indexer).pushOnly),
+	}
+	inspect := &cobra.Command{
 		Use:   "inspect IMAGE",
 		Short: "show what an image's index holds, in the registry or here",
 		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			e, err := x.open(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			return e.inspect(cmd)
-		},
-	})
+		RunE:  x.each((*indexer).inspect),
+	}
+	x.imageFlags(push)
+	x.imageFlags(inspect)
+	root.AddCommand(push, inspect)
 	return root
 }
 
+// indexSettings are the flags of the commands about indexes.
 type indexSettings struct {
 	*settings
-	storeDir, platform string
-	plainHTTP          bool
+	euid                  int
+	storeDir, platform    string
+	plainHTTP             bool
+	docker, user          string
+	layout                string
+	containerd, namespace string
+}
+
+// imageFlags are for commands that ask a registry for an image.
+func (x *indexSettings) imageFlags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&x.platform, "platform", platforms.DefaultString(), "platforms of a multi-platform image, with commas between, or all")
+	f.BoolVar(&x.plainHTTP, "plain-http", false, "speak HTTP to the registry")
+	f.StringVar(&x.docker, "docker-config", "", "docker's configuration, file or directory, with credentials (default: $DOCKER_CONFIG; then for root the daemon's registry.docker_config, for others ~/.docker)")
+	f.StringVar(&x.user, "user", "", "name at the registry; the password is asked for, or read from the input")
+	f.StringVar(&x.layout, "oci-layout", "", "read the image from an OCI layout, a directory or a tar of one, and not from the registry")
+	f.StringVar(&x.containerd, "containerd", "", "read the image from the content store of the containerd on this socket, and not from the registry")
+	f.StringVar(&x.namespace, "namespace", "default", "containerd's namespace, k8s.io for Kubernetes")
+	cmd.MarkFlagsMutuallyExclusive("oci-layout", "containerd")
 }
 
 // indexer is an image with the store that its indexes are in.
@@ -87,168 +79,126 @@ type indexer struct {
 	store  *index.Store
 	image  *index.Image
 	ref    string
+	many   bool // there are other platforms
 }
 
-func (x *indexSettings) open(ctx context.Context, ref string) (*indexer, error) {
-	c, err := x.load()
-	if err != nil {
-		return nil, err
-	}
-	p, err := platforms.Parse(x.platform)
-	if err != nil {
-		return nil, err
-	}
-	r := c.Registry
-	client, err := registry.New(registry.Options{
-		HostsDirs: r.HostsDirs, DockerConfig: r.DockerConfig, PlainHTTP: r.PlainHTTP || x.plainHTTP,
-		Retry: registry.Retry{Attempts: r.Attempts, Base: time.Duration(r.Backoff), Max: time.Duration(r.MaxBackoff)},
-		Stall: time.Duration(r.Stall),
-	})
-	if err != nil {
-		return nil, err
-	}
-	dir := x.storeDir
-	if dir == "" {
-		dir = filepath.Join(c.Root, "index")
-	}
-	store, err := index.OpenStore(dir)
-	if err != nil {
-		return nil, err
-	}
-	image, err := index.ResolveImage(ctx, client, ref, platforms.Only(p))
-	if err != nil {
-		return nil, err
-	}
-	return &indexer{x, c, client, store, image, ref}, nil
+// result is what a command tells of one image.
+type result struct {
+	Image    string        `json:"image"`
+	Platform string        `json:"platform"`
+	Layers   []row         `json:"layers"`
+	Note     string        `json:"note"`
+	Pushed   *index.Pushed `json:"pushed,omitempty"`
 }
 
-func (e *indexer) create(cmd *cobra.Command) error {
-	opts := fetcher.BuildOptions{SpanSize: e.config.Index.SpanSize, Spacing: e.config.Index.Spacing, Grain: e.config.Index.Grain}
-	began := time.Now()
-	err := index.CreateImage(cmd.Context(), e.image, e.store, opts, func(l index.ImageLayer, r io.Reader) io.Reader {
-		bar := newBar(cmd, l.Size, "index "+l.Digest.Encoded()[:12])
-		return io.TeeReader(r, bar)
-	})
-	if err != nil {
-		return err
-	}
-	return e.report(cmd, "made in "+time.Since(began).Round(time.Millisecond).String())
-}
-
-// newBar is a progress bar on a terminal, and silent elsewhere.
-func newBar(cmd *cobra.Command, n int64, what string) *progressbar.ProgressBar {
-	if f, ok := cmd.ErrOrStderr().(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		return progressbar.DefaultBytes(n, what)
-	}
-	return progressbar.DefaultBytesSilent(n, what)
-}
-
-func (e *indexer) push(cmd *cobra.Command) error {
-	total := int64(0)
-	for _, l := range e.image.Layers {
-		if h, err := e.store.Head(l.Digest); err == nil {
-			total += h.BlobSize()
-		}
-	}
-	bar := newBar(cmd, total, "push")
-	pushed, err := index.Push(cmd.Context(), e.client, e.image, e.store, func(n int64) { _ = bar.Add64(n) })
-	if err != nil {
-		return err
-	}
-	if e.json {
-		return printJSON(cmd.OutOrStdout(), pushed)
-	}
-	how := "the registry lists it as a referrer"
-	if pushed.Tagged {
-		how = "by tag, for this registry has no referrers API"
-	}
-	fmt.Fprintf(cmd.OutOrStdout(), "pushed %s (%s)\n", pushed.Manifest.Digest, how)
-	return nil
-}
-
-// row is one layer in a listing.
-type row struct {
-	Layer       digest.Digest `json:"layer"`
-	Size        int64         `json:"size"`
-	Index       int64         `json:"indexSize"`
-	Head        int64         `json:"headSize"`
-	Checkpoints int           `json:"checkpoints"`
-	Spans       int64         `json:"spans"`
-	Files       int64         `json:"blobSize"`
-	Note        string        `json:"note,omitempty"`
-}
-
-func rowOf(l index.ImageLayer, h *index.Head) row {
-	return row{l.Digest, l.Size, h.BlobSize(), h.Size, len(h.Map.Checkpoints), h.Map.Spans(), h.Map.BlobSize, ""}
-}
-
-// report lists what the store has of the image.
-func (e *indexer) report(cmd *cobra.Command, note string) error {
-	var rows []row
-	for _, l := range e.image.Layers {
-		h, err := e.store.Head(l.Digest)
+// each calls f for each wanted platform of the image that the argument names, and
+// prints what it tells. A platform that fails leaves the others be.
+func (x *indexSettings) each(f func(*indexer, *cobra.Command) (result, error)) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		list, done, err := x.open(cmd, args[0])
 		if err != nil {
-			rows = append(rows, row{Layer: l.Digest, Size: l.Size, Note: err.Error()})
-			continue
+			return err
 		}
-		rows = append(rows, rowOf(l, h))
-	}
-	return e.print(cmd, rows, note)
-}
-
-// inspect lists what the registry has, or what the store has where the registry
-// has none.
-func (e *indexer) inspect(cmd *cobra.Command) error {
-	artifact, err := index.Find(cmd.Context(), e.image.Repo, e.image.Manifest.Digest)
-	if errors.Is(err, index.ErrNone) {
-		return e.report(cmd, "the registry has no index; this is what the store has")
-	}
-	if err != nil {
-		return err
-	}
-	var rows []row
-	for _, l := range e.image.Layers {
-		r := row{Layer: l.Digest, Size: l.Size, Note: "no index"}
-		for _, entry := range artifact.Entries {
-			if entry.Layer != l.Digest {
+		defer done()
+		results := []result{}
+		var errs []error
+		for _, e := range list {
+			r, err := f(e, cmd)
+			if err != nil && e.many {
+				err = fmt.Errorf("%s: %w", platforms.FormatAll(e.image.Platform), err)
+			}
+			errs = append(errs, err)
+			if r.Image == "" {
 				continue
 			}
-			b, err := index.FetchHead(cmd.Context(), e.image.Repo, entry)
-			if err != nil {
-				return err
+			results = append(results, r)
+			if !x.json {
+				errs = append(errs, e.print(cmd.OutOrStdout(), r))
 			}
-			h, err := index.DecodeHead(b)
-			if err != nil {
-				return err
-			}
-			r = rowOf(l, h)
 		}
-		rows = append(rows, r)
+		if x.json {
+			errs = append(errs, printJSON(cmd.OutOrStdout(), results))
+		}
+		return errors.Join(errs...)
 	}
-	return e.print(cmd, rows, "in "+e.image.Repo.Name())
 }
 
-func (e *indexer) print(cmd *cobra.Command, rows []row, note string) error {
-	out := cmd.OutOrStdout()
-	if e.json {
-		return printJSON(out, rows)
+// open resolves an image's wanted platforms. The caller calls done in the end.
+func (x *indexSettings) open(cmd *cobra.Command, ref string) (list []*indexer, done func(), err error) {
+	c, err := x.load()
+	if err != nil {
+		return nil, nil, err
 	}
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "LAYER\tSIZE\tINDEX\tBEFORE MOUNT\tCHECKPOINTS\tSPANS\tFILES")
-	var size, total int64
-	for _, r := range rows {
-		if r.Index == 0 {
-			fmt.Fprintf(w, "%s\t%s\t%s\n", r.Layer.Encoded()[:12], bytes(r.Size), r.Note)
-			continue
+	want, err := index.ParsePlatforms(x.platform)
+	if err != nil {
+		return nil, nil, err
+	}
+	store, err := x.store(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	var from index.Content
+	done = func() {}
+	switch {
+	case x.layout != "":
+		layout, err := index.OpenLayout(x.layout, ref)
+		if err != nil {
+			return nil, nil, err
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%s\n", r.Layer.Encoded()[:12], bytes(r.Size), bytes(r.Index), bytes(r.Head), r.Checkpoints, r.Spans, bytes(r.Files))
-		size, total = size+r.Size, total+r.Index
+		from, done = layout, func() { layout.Close() }
+	case x.containerd != "":
+		c, err := dialContainerd(x.containerd, x.namespace, ref)
+		if err != nil {
+			return nil, nil, err
+		}
+		from, done = c, func() { c.Close() }
 	}
-	if err := w.Flush(); err != nil {
-		return err
+	r := c.Registry
+	o := registry.Options{
+		HostsDirs: r.HostsDirs, PlainHTTP: r.PlainHTTP || x.plainHTTP,
+		Retry: registry.Retry{Attempts: r.Attempts, Base: r.Backoff.Duration, Max: r.MaxBackoff.Duration},
+		Stall: r.Stall.Duration,
 	}
-	if size > 0 {
-		fmt.Fprintf(out, "index: %s for %s of layers, %.2f %%; %s\n", bytes(total), bytes(size), 100*float64(total)/float64(size), note)
+	if x.user == "" {
+		o.DockerConfig, err = x.dockerConfig(c)
+	} else {
+		var f *os.File
+		if f, err = login(cmd, x.user, ref); err == nil {
+			o.DockerConfig = f.Name()
+			also := done
+			done = func() { also(); f.Close() }
+		}
 	}
-	return nil
+	var client *registry.Client
+	if err == nil {
+		client, err = registry.New(o)
+	}
+	var images []*index.Image
+	if err == nil {
+		images, err = index.ResolveImages(cmd.Context(), client, from, ref, want)
+	}
+	if err != nil {
+		done()
+		return nil, nil, err
+	}
+	for _, image := range images {
+		list = append(list, &indexer{x, c, client, store, image, ref, len(images) > 1})
+	}
+	return list, done, nil
+}
+
+// store opens the directory of indexes.
+func (x *indexSettings) store(c *config.Config) (*index.Store, error) {
+	dir := x.storeDir
+	if dir == "" && x.euid == 0 {
+		dir = filepath.Join(c.Root, "index")
+	}
+	if dir == "" {
+		cache, err := os.UserCacheDir()
+		if err != nil {
+			return nil, fmt.Errorf("directory of indexes: %w: give --store", err)
+		}
+		dir = filepath.Join(cache, "lacuna", "index")
+	}
+	return index.OpenStore(dir)
 }

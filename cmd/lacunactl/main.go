@@ -5,26 +5,64 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"github.com/lacuna-snapshotter/lacuna/config"
+	"github.com/lacuna-snapshotter/lacuna/internal/liblog"
 	"github.com/lacuna-snapshotter/lacuna/internal/version"
 )
 
+// Exit statuses.
+const (
+	exitFailed = 1
+	// exitPartial says that some layers have an index now and some have not.
+	exitPartial = 2
+)
+
+// errPartial is the error of exitPartial.
+var errPartial = errors.New("some layers have no index")
+
 func main() {
+	// What libraries have to say besides errors is in those that they return.
+	liblog.Redirect(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})))
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
-	err := command().ExecuteContext(ctx)
+	status := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "lacunactl:", err)
-		os.Exit(1)
+	os.Exit(status)
+}
+
+// run is the program. With --json an error is an object on stderr, and what there
+// is to tell one on stdout.
+func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
+	s := &settings{}
+	cmd := command(s)
+	cmd.SetArgs(args)
+	cmd.SetIn(in)
+	cmd.SetOut(out)
+	cmd.SetErr(errOut)
+	err := cmd.ExecuteContext(ctx)
+	if err == nil {
+		return 0
 	}
+	text := err.Error() + hint(err)
+	if s.json {
+		_ = printJSON(errOut, map[string]string{"error": text})
+	} else {
+		fmt.Fprintln(errOut, "lacunactl:", text)
+	}
+	if errors.Is(err, errPartial) {
+		return exitPartial
+	}
+	return exitFailed
 }
 
 // settings are the flags that every command has.
@@ -35,8 +73,7 @@ type settings struct {
 
 func (s *settings) load() (*config.Config, error) { return config.Load(s.configPath) }
 
-func command() *cobra.Command {
-	s := &settings{}
+func command(s *settings) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "lacunactl",
 		Short:         "indexes for lazy layers, and a look into lacuna-snapshotter",
@@ -45,9 +82,24 @@ func command() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.PersistentFlags().StringVar(&s.configPath, "config", config.Path, "the daemon's configuration file")
-	root.PersistentFlags().BoolVar(&s.json, "json", false, "print JSON")
-	root.AddCommand(indexCommand(s), statusCommand(s), layersCommand(s), checkConfigCommand(s), serveCommand(s))
+	root.PersistentFlags().BoolVar(&s.json, "json", false, "print JSON, errors too")
+	root.AddCommand(indexCommand(s), statusCommand(s), layersCommand(s), checkConfigCommand(s), serveCommand(s), versionCommand(s))
 	return root
+}
+
+func versionCommand(s *settings) *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "the version of this program",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if s.json {
+				return printJSON(cmd.OutOrStdout(), map[string]string{"version": version.String(), "go": runtime.Version()})
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "lacunactl %s, %s\n", version.String(), runtime.Version())
+			return nil
+		},
+	}
 }
 
 func checkConfigCommand(s *settings) *cobra.Command {
@@ -63,6 +115,9 @@ func checkConfigCommand(s *settings) *cobra.Command {
 			if _, err := config.Load(path); err != nil {
 				return err
 			}
+			if s.json {
+				return printJSON(cmd.OutOrStdout(), map[string]string{"good": path})
+			}
 			fmt.Fprintln(cmd.OutOrStdout(), path+": good")
 			return nil
 		},
@@ -75,8 +130,8 @@ func printJSON(w io.Writer, v any) error {
 	return e.Encode(v)
 }
 
-// bytes prints a size as people read it.
-func bytes(n int64) string {
+// byteCount prints a size as people read it.
+func byteCount(n int64) string {
 	const k = 1000
 	switch {
 	case n < 10*k:

@@ -3,7 +3,9 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -28,33 +30,54 @@ func statusCommand(s *settings) *cobra.Command {
 			if s.json {
 				return printJSON(out, st)
 			}
-			fmt.Fprintf(out, "version      %s\nstarted      %s\nroot         %s\ntransport    %s\n",
-				st.Version, st.Started.Format("2006-01-02 15:04:05 MST"), st.Root, st.Transport)
-			anchor := "and an anchor"
-			if !st.Anchored {
-				anchor = "no anchor"
-			}
-			fmt.Fprintf(out, "keepers      %d, %s\n", st.Keepers, anchor)
-			fmt.Fprintf(out, "layers       %d filling, %d complete, %d evicted, %d quarantined\n", st.Filling, st.Complete, st.Evicted, st.Quarantined)
-			fmt.Fprintf(out, "disk         %s\n", bytes(st.Allocated))
-			fmt.Fprintf(out, "fallbacks    %d\n", st.Fallbacks)
-			fmt.Fprintf(out, "fetched      %s in %d fetches for readers and %d ahead, %d failed\n",
-				bytes(st.BytesFetched), st.Fills.Demand, st.Fills.Ahead, st.Fills.Failed)
-			for _, r := range st.Registries {
-				fmt.Fprintf(out, "\nregistry %s fails since %s, %d times: %s\n", r.Registry, r.Since.Format("15:04:05 MST"), r.Failures, r.Error)
-			}
-			for _, u := range st.Unserved {
-				fmt.Fprintf(out, "\nlayer %s was not served before %s; restart the containers of these snapshots, which may have read %s in place of holes:\n",
-					u.Layer.Encoded()[:12], u.Found.Format("2006-01-02 15:04:05 MST"), u.Reads())
-				for _, key := range u.Snapshots {
-					fmt.Fprintf(out, "  %s\n", key)
-				}
-			}
+			printStatus(out, &st, time.Now())
 			if st.Problem != "" {
 				return errors.New(st.Problem)
 			}
 			return nil
 		},
+	}
+}
+
+// printStatus is for people.
+func printStatus(out io.Writer, st *statusapi.Status, now time.Time) {
+	since := func(t time.Time) string {
+		return fmt.Sprintf("%s (%s ago)", t.Format("2006-01-02 15:04:05 MST"), now.Sub(t).Round(time.Second))
+	}
+	fmt.Fprintf(out, "version      %s\nstarted      %s\nroot         %s\ntransport    %s\n",
+		st.Version, since(st.Started), st.Root, st.Transport)
+	for _, reason := range st.PassedOver {
+		fmt.Fprintf(out, "             %s\n", reason)
+	}
+	anchor := "and an anchor"
+	if !st.Anchored {
+		anchor = "no anchor"
+	}
+	fmt.Fprintf(out, "keepers      %d, %s\n", st.Keepers, anchor)
+	fmt.Fprintf(out, "layers       %d filling, %d complete, %d evicted, %d leaving, %d quarantined\n", st.Filling, st.Complete, st.Evicted, st.Leaving, st.Quarantined)
+	limit := ""
+	if st.CacheLimit > 0 {
+		limit = " of at most " + byteCount(st.CacheLimit)
+	}
+	fmt.Fprintf(out, "disk         %s%s; %s of %s free, %s\n", byteCount(st.Allocated), limit, byteCount(st.Disk.Free), byteCount(st.Disk.Size), st.Disk.FileSystem)
+	fmt.Fprintf(out, "fallbacks    %d\n", st.Fallbacks)
+	fmt.Fprintf(out, "fetched      %s in %d fetches for readers and %d ahead, %d failed\n",
+		byteCount(st.BytesFetched), st.Fills.Demand, st.Fills.Ahead, st.Fills.Failed)
+	for _, p := range st.Problems {
+		fmt.Fprintf(out, "\nproblem: %s\n", p)
+	}
+	if st.Quarantined+st.Fallbacks > 0 {
+		fmt.Fprintf(out, "\nwhy layers are quarantined or left to containerd: lacunactl layers\n")
+	}
+	for _, r := range st.Registries {
+		fmt.Fprintf(out, "\nregistry %s fails since %s, %d times: %s\n", r.Registry, since(r.Since), r.Failures, r.Error)
+	}
+	for _, u := range st.Unserved {
+		fmt.Fprintf(out, "\nlayer %s was not served before %s; restart the containers of these snapshots, which may have read %s in place of holes:\n",
+			u.Layer.Encoded()[:12], since(u.Found), u.Reads())
+		for _, key := range u.Snapshots {
+			fmt.Fprintf(out, "  %s\n", key)
+		}
 	}
 }
 
@@ -79,7 +102,7 @@ func layersCommand(s *settings) *cobra.Command {
 			w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 			fmt.Fprintln(w, "LAYER\tSTATE\tFILLED\tFILES\tDISK\tIMAGE")
 			for _, l := range list.Layers {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", l.Layer.Encoded()[:12], l.State, bytes(l.Filled), bytes(l.BlobSize), bytes(l.Allocated), l.Ref)
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", l.Layer.Encoded()[:12], l.State, byteCount(l.Filled), byteCount(l.BlobSize), byteCount(l.Allocated), l.Ref)
 			}
 			if err := w.Flush(); err != nil {
 				return err
@@ -90,7 +113,7 @@ func layersCommand(s *settings) *cobra.Command {
 				}
 			}
 			for _, f := range list.Fallbacks {
-				fmt.Fprintf(out, "\n%s of %s was left to containerd: %s\n", f.Layer.Encoded()[:12], f.Ref, f.Reason)
+				fmt.Fprintf(out, "\n%s of %s was left to containerd: %s (%s)\n", f.Layer.Encoded()[:12], f.Ref, f.Reason, f.Time.Format("2006-01-02 15:04:05 MST"))
 			}
 			return nil
 		},

@@ -72,6 +72,9 @@ func decodeArtifact(body []byte, image digest.Digest) (*Artifact, error) {
 	}
 	a := &Artifact{prediction: m.Config}
 	for _, blob := range m.Layers {
+		if blob.MediaType != LayerType {
+			continue // of a later version, which has ours beside its own
+		}
 		e := Entry{
 			Layer:      digest.Digest(blob.Annotations[annotationLayer]),
 			HeadDigest: digest.Digest(blob.Annotations[annotationHeadDigest]),
@@ -80,7 +83,7 @@ func decodeArtifact(body []byte, image digest.Digest) (*Artifact, error) {
 		var err error
 		e.HeadSize, err = strconv.ParseInt(blob.Annotations[annotationHeadSize], 10, 64)
 		if err != nil || e.HeadSize < fixedSize || e.HeadSize > min(maxHead, blob.Size) ||
-			blob.MediaType != LayerType || e.Layer.Validate() != nil || e.HeadDigest.Validate() != nil {
+			e.Layer.Validate() != nil || e.HeadDigest.Validate() != nil {
 			return nil, fmt.Errorf("%w artifact: entry %s", ErrFormat, blob.Digest)
 		}
 		a.Entries = append(a.Entries, e)
@@ -98,23 +101,28 @@ func (a *Artifact) FetchPrediction(ctx context.Context, repo *registry.Repositor
 		return nil, fmt.Errorf("%w prediction of %d bytes", ErrFormat, d.Size)
 	}
 	b := make([]byte, d.Size)
-	if err := repo.Blob(d).ReadAt(ctx, b, 0); err != nil {
+	err := repo.Blob(d).ReadVerified(ctx, b, 0, func(b []byte) error {
+		if got := d.Digest.Algorithm().FromBytes(b); got != d.Digest {
+			return fmt.Errorf("%w prediction: it has digest %s", ErrFormat, got)
+		}
+		return nil
+	})
+	if err != nil {
 		return nil, err
-	}
-	if got := d.Digest.Algorithm().FromBytes(b); got != d.Digest {
-		return nil, fmt.Errorf("%w prediction: it has digest %s", ErrFormat, got)
 	}
 	return decodePrediction(b)
 }
 
 // FetchHead reads the head of a layer's index, verified.
 func FetchHead(ctx context.Context, repo *registry.Repository, e Entry) ([]byte, error) {
-	head := make([]byte, e.HeadSize)
-	if err := repo.Blob(e.Blob).ReadAt(ctx, head, 0); err != nil {
+	head, err := repo.Blob(e.Blob).ReadStart(ctx, e.HeadSize, func(b []byte) error {
+		if got := e.HeadDigest.Algorithm().FromBytes(b); got != e.HeadDigest {
+			return fmt.Errorf("%w: head has digest %s", ErrFormat, got)
+		}
+		return nil
+	})
+	if err != nil {
 		return nil, fmt.Errorf("index of layer %s: %w", e.Layer, err)
-	}
-	if got := e.HeadDigest.Algorithm().FromBytes(head); got != e.HeadDigest {
-		return nil, fmt.Errorf("%w of layer %s: head has digest %s", ErrFormat, e.Layer, got)
 	}
 	return head, nil
 }

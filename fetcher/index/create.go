@@ -24,14 +24,19 @@ type Expect struct {
 
 // Create reads a whole gzip layer and writes its index to path, by rename. It
 // returns the head and, for the caller's use, what the layer was built into.
-func Create(ctx context.Context, packed io.Reader, path string, opts fetcher.BuildOptions, want Expect) (h *Head, built *fetcher.Built, err error) {
+func Create(ctx context.Context, packed io.Reader, path string, opts fetcher.BuildOptions, want Expect) (*Head, *fetcher.Built, error) {
+	return create(ctx, packed, path, opts, want.check)
+}
+
+// create is Create with a check of what was built, before anything is at path.
+func create(ctx context.Context, packed io.Reader, path string, opts fetcher.BuildOptions, check func(*fetcher.Map) error) (h *Head, built *fetcher.Built, err error) {
 	// Windows are packed beside inflate, and must not hold it up.
 	err = writeIndex(path, levels{head: zstd.SpeedBetterCompression, windows: zstd.SpeedDefault}, func(w *groupWriter) (*Head, error) {
 		if built, err = fetcher.Build(ctx, packed, opts, w.add); err != nil {
 			return nil, err
 		}
 		h = &Head{Map: built.Map, Bootstrap: built.Bootstrap}
-		return h, want.check(built.Map)
+		return h, check(built.Map)
 	})
 	return h, built, err
 }
@@ -52,12 +57,14 @@ func writeIndex(path string, l levels, create func(w *groupWriter) (*Head, error
 		return err
 	}
 	defer windows.Close()
-	groups, err := os.CreateTemp(filepath.Dir(path), ".groups-*")
+	groups, err := newTemp(filepath.Dir(path))
 	if err != nil {
 		return err
 	}
-	defer os.Remove(groups.Name())
 	defer groups.Close()
+	if err := os.Remove(groups.Name()); err != nil { // it needs no name
+		return err
+	}
 
 	w := &groupWriter{enc: windows, out: groups}
 	h, err := create(w)
@@ -157,31 +164,3 @@ func (h *Head) unpackGroup(g Group, packed []byte) (windows [][]byte, err error)
 
 // replace is writeFile for what is in memory.
 func replace(path string, b []byte) error { return writeFile(path, b, bytes.NewReader(nil)) }
-
-// writeFile writes parts to path so that it appears whole and durable or not
-// at all.
-func writeFile(path string, head []byte, rest io.Reader) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), ".index-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			f.Close()
-			os.Remove(f.Name())
-		}
-	}()
-	if _, err := f.Write(head); err != nil {
-		return err
-	}
-	if _, err := io.Copy(f, rest); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
-}

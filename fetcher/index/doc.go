@@ -34,6 +34,17 @@
 // A version that cannot be read gets another magic. Golden files in testdata
 // hold the format still.
 //
+// # Store
+//
+// A [Store] is a directory with, for a layer sha256:D,
+//
+//	sha256-D.index           the index, or the head of one from a registry, and then
+//	sha256-D.index.source    where its windows are to be had
+//	sha256-D.dense-S-C-G     the dense index that it was thinned from, made with these
+//	                         sizes of spans, checkpoints and stops; never used or pushed
+//	sha256-D.prediction      of an image, by its manifest's digest
+//	.making-*                a file in the making, locked by whoever makes it
+//
 // # Trust
 //
 // A manifest is read by digest, its annotation covers the head, the head covers
@@ -44,7 +55,10 @@
 //
 // # Concurrency and failure
 //
-// Decoding bounds every count by the bytes that are there before it allocates,
-// and fails with [ErrFormat]. A [Store] may be used from many goroutines and
+// Decoding bounds every count by the bytes that are there and by the layer's sizes
+// before it allocates, and fails with [ErrFormat]. What a head takes is at most 24
+// MiB and 32 times its own length, and all heads of the process share 256 MiB while
+// they decode. Layers of an artifact that have types of later versions are passed
+// over. A [Store] may be used from many goroutines and
 // processes: files appear by rename.
 package index

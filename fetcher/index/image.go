@@ -1,26 +1,24 @@
 package index
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"strings"
 
-	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/lacuna-snapshotter/lacuna/erofs"
-	"github.com/lacuna-snapshotter/lacuna/fetcher"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/predict"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
 )
 
-// Image is one platform's manifest in a registry.
+// Image is one platform's manifest.
 type Image struct {
-	Repo     *registry.Repository
+	From     Content              // where it is read from
+	Repo     *registry.Repository // where its indexes belong
+	Platform v1.Platform
 	Manifest v1.Descriptor
 	Layers   []ImageLayer // base first
 	Command  predict.Command
@@ -37,17 +35,17 @@ func (l ImageLayer) Indexable() bool {
 	return strings.HasSuffix(l.MediaType, "tar+gzip") || strings.HasSuffix(l.MediaType, "tar.gzip")
 }
 
-// ResolveImage reads an image's manifest and configuration. Of a multi-platform
-// image it takes what matches platform.
-func ResolveImage(ctx context.Context, client *registry.Client, ref string, platform platforms.MatchComparer) (*Image, error) {
-	repo, object, err := client.Repository(ref)
+// ResolveImages reads the manifests and configurations of an image for the wanted
+// platforms. Repo, which ref names, is where its indexes are to be found.
+func ResolveImages(ctx context.Context, client *registry.Client, from Content, ref string, want Platforms) ([]*Image, error) {
+	repo, object, err := parseRef(client, ref)
 	if err != nil {
 		return nil, err
 	}
-	if object == "" {
-		return nil, fmt.Errorf("image reference %q names neither a tag nor a digest", ref)
+	if from == nil {
+		from = inRegistry{repo}
 	}
-	desc, body, err := repo.Manifest(ctx, object)
+	desc, body, err := from.Manifest(ctx, object)
 	if err != nil {
 		return nil, err
 	}
@@ -55,41 +53,71 @@ func ResolveImage(ctx context.Context, client *registry.Client, ref string, plat
 	if err := json.Unmarshal(body, &list); err != nil {
 		return nil, fmt.Errorf("manifest of %s: %w", ref, err)
 	}
-	if len(list.Manifests) > 0 {
-		best := -1
-		for i, m := range list.Manifests {
-			if m.Platform == nil || !platform.Match(*m.Platform) {
-				continue
-			}
-			if best < 0 || platform.Less(*m.Platform, *list.Manifests[best].Platform) {
-				best = i
-			}
+	if len(list.Manifests) == 0 {
+		image, err := decodeImage(ctx, from, desc, body)
+		if err != nil {
+			return nil, fmt.Errorf("image %s: %w", ref, err)
 		}
-		if best < 0 {
-			return nil, fmt.Errorf("image %s has no manifest for this platform", ref)
-		}
-		if desc, body, err = repo.Manifest(ctx, list.Manifests[best].Digest.String()); err != nil {
+		image.Repo = repo
+		return []*Image{image}, want.allow(ref, image.Platform)
+	}
+	chosen, err := want.choose(ref, list.Manifests)
+	if err != nil {
+		return nil, err
+	}
+	var images []*Image
+	for _, d := range chosen {
+		desc, body, err := from.Manifest(ctx, d.Digest.String())
+		if err != nil {
 			return nil, err
 		}
+		image, err := decodeImage(ctx, from, desc, body)
+		if err != nil {
+			return nil, fmt.Errorf("image %s: %w", ref, err)
+		}
+		image.Repo, image.Platform = repo, *d.Platform
+		images = append(images, image)
 	}
-	return decodeImage(ctx, repo, desc, body)
+	return images, nil
 }
 
-func decodeImage(ctx context.Context, repo *registry.Repository, desc v1.Descriptor, body []byte) (*Image, error) {
+// parseRef splits an image reference, which must be whole.
+func parseRef(client *registry.Client, ref string) (repo *registry.Repository, object string, err error) {
+	name, tag, _ := strings.Cut(ref, "@")
+	if first, _, path := strings.Cut(name, "/"); !path || !strings.ContainsAny(first, ".:") && first != "localhost" {
+		short := name
+		if !path {
+			short = "library/" + name
+		}
+		return nil, "", fmt.Errorf("image reference %q names no registry: write docker.io/%s, or the registry that it is in", ref, short)
+	}
+	if d := digest.Digest(tag); tag != "" && d.Validate() != nil {
+		return nil, "", fmt.Errorf("image reference %q: %q is no digest, which is sha256: and 64 hexadecimal digits", ref, tag)
+	}
+	if repo, object, err = client.Repository(ref); err != nil {
+		return nil, "", err
+	}
+	if object == "" {
+		return nil, "", fmt.Errorf("image reference %q names neither a tag nor a digest: write %s:latest", ref, ref)
+	}
+	return repo, object, nil
+}
+
+func decodeImage(ctx context.Context, from Content, desc v1.Descriptor, body []byte) (*Image, error) {
 	var m v1.Manifest
 	if err := json.Unmarshal(body, &m); err != nil {
 		return nil, fmt.Errorf("manifest %s: %w", desc.Digest, err)
+	}
+	if m.ArtifactType != "" || !strings.Contains(m.Config.MediaType, "image") {
+		return nil, fmt.Errorf("manifest %s is of %s, which is no container image", desc.Digest, cmp.Or(m.ArtifactType, m.Config.MediaType, "an unknown type"))
 	}
 	const maxConfig = 8 << 20
 	if m.Config.Size <= 0 || m.Config.Size > maxConfig || m.Config.Digest.Validate() != nil {
 		return nil, fmt.Errorf("manifest %s: configuration of %d bytes", desc.Digest, m.Config.Size)
 	}
-	raw := make([]byte, m.Config.Size)
-	if err := repo.Blob(m.Config).ReadAt(ctx, raw, 0); err != nil {
+	raw, err := readBlob(ctx, from, m.Config)
+	if err != nil {
 		return nil, err
-	}
-	if got := m.Config.Digest.Algorithm().FromBytes(raw); got != m.Config.Digest {
-		return nil, fmt.Errorf("configuration %s has digest %s", m.Config.Digest, got)
 	}
 	var config v1.Image
 	if err := json.Unmarshal(raw, &config); err != nil {
@@ -101,89 +129,9 @@ func decodeImage(ctx context.Context, repo *registry.Repository, desc v1.Descrip
 	if desc.MediaType == "" {
 		desc.MediaType = m.MediaType
 	}
-	image := &Image{Repo: repo, Manifest: desc, Command: commandOf(config.Config)}
+	image := &Image{From: from, Manifest: desc, Platform: config.Platform, Command: commandOf(config.Config)}
 	for i, l := range m.Layers {
 		image.Layers = append(image.Layers, ImageLayer{l, config.RootFS.DiffIDs[i]})
 	}
 	return image, nil
-}
-
-// CreateImage makes the indexes of an image's layers in the store, those that
-// are not there yet, from the registry, and then its prediction. Wrap, if not
-// nil, may watch the bytes of a layer go by.
-func CreateImage(ctx context.Context, image *Image, store *Store, opts fetcher.BuildOptions, wrap func(ImageLayer, io.Reader) io.Reader) (err error) {
-	below := directories{}
-	var dense []digest.Digest
-	defer func() {
-		for _, layer := range dense {
-			if err != nil { // larger than an index should be
-				err = errors.Join(err, store.Remove(layer))
-			}
-		}
-	}()
-	for _, l := range image.Layers {
-		if !l.Indexable() {
-			continue
-		}
-		h, err := store.Head(l.Digest)
-		if err != nil || !store.complete(h) {
-			if h, err = createLayer(ctx, image.Repo, l, store, denser(opts), below, wrap); err != nil {
-				return fmt.Errorf("index of layer %s: %w", l.Digest, err)
-			}
-			dense = append(dense, l.Digest)
-		}
-		if err := below.add(h.Bootstrap); err != nil {
-			return fmt.Errorf("index of layer %s: %w", l.Digest, err)
-		}
-	}
-	p, err := Predict(ctx, image, store)
-	if err != nil {
-		return fmt.Errorf("prediction of image %s: %w", image.Manifest.Digest, err)
-	}
-	spacing := opts.Spacing
-	if spacing == 0 {
-		spacing = fetcher.DefaultSpacing
-	}
-	for _, layer := range dense {
-		if err := thin(store, layer, p.Of(layer), spacing); err != nil {
-			return fmt.Errorf("index of layer %s: %w", layer, err)
-		}
-	}
-	return store.PutPrediction(image.Manifest.Digest, p)
-}
-
-func createLayer(ctx context.Context, repo *registry.Repository, l ImageLayer, store *Store, opts fetcher.BuildOptions, below directories, wrap func(ImageLayer, io.Reader) io.Reader) (*Head, error) {
-	body := repo.Blob(l.Descriptor).Open(ctx, 0, l.Size)
-	defer body.Close()
-	var r io.Reader = body
-	if wrap != nil {
-		r = wrap(l, r)
-	}
-	opts.Tar.Implied = below.apply
-	h, _, err := Create(ctx, r, store.Path(l.Digest), opts, Expect{Layer: l.Digest, DiffID: l.DiffID})
-	return h, err
-}
-
-// directories are the attributes of the directories in the layers below: a
-// layer that only implies a directory takes them from there, as overlayfs would
-// otherwise show its defaults.
-type directories map[string]erofs.FileInfo
-
-func (d directories) add(bootstrap []byte) error {
-	m, err := erofs.Open(bootstrap)
-	if err != nil {
-		return err
-	}
-	return m.Walk(func(path string, info *erofs.FileInfo) error {
-		if info.Mode&erofs.ModeType == erofs.ModeDir {
-			d[path] = *info
-		}
-		return nil
-	})
-}
-
-func (d directories) apply(path string, dir *erofs.Inode) {
-	if info, ok := d[path]; ok {
-		dir.Mode, dir.UID, dir.GID, dir.Mtime = info.Mode, info.UID, info.GID, info.Mtime
-	}
 }

@@ -10,11 +10,11 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/containerd/platforms"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -29,7 +29,7 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-func create(t testing.TB, packed []byte, opts fetcher.BuildOptions) (*Head, string) {
+func createIndex(t testing.TB, packed []byte, opts fetcher.BuildOptions) (*Head, string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "index")
 	h, _, err := Create(t.Context(), bytes.NewReader(packed), path, opts, Expect{})
@@ -41,7 +41,7 @@ func create(t testing.TB, packed []byte, opts fetcher.BuildOptions) (*Head, stri
 
 func TestRoundTrip(t *testing.T) {
 	packed := layertest.Gzip(t, layertest.Tar(t, 60, 1))
-	h, path := create(t, packed, fetcher.BuildOptions{Spacing: 64 << 10})
+	h, path := createIndex(t, packed, fetcher.BuildOptions{Spacing: 64 << 10})
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -59,7 +59,7 @@ func TestRoundTrip(t *testing.T) {
 	if err := erofs.Check(got.Bootstrap, got.Map.BlobSize); err != nil {
 		t.Error(err)
 	}
-	_, again := create(t, packed, fetcher.BuildOptions{Spacing: 64 << 10})
+	_, again := createIndex(t, packed, fetcher.BuildOptions{Spacing: 64 << 10})
 	if second, _ := os.ReadFile(again); !bytes.Equal(b, second) {
 		t.Error("two runs gave different indexes")
 	}
@@ -85,7 +85,7 @@ func TestRoundTrip(t *testing.T) {
 func TestGolden(t *testing.T) {
 	golden, want := "testdata/layer.index", "testdata/layer.json"
 	if *update {
-		h, path := create(t, layertest.Gzip(t, layertest.Tar(t, 5, 9)), fetcher.BuildOptions{Spacing: 64 << 10, SpanSize: 64 << 10})
+		h, path := createIndex(t, layertest.Gzip(t, layertest.Tar(t, 5, 9)), fetcher.BuildOptions{Spacing: 64 << 10, SpanSize: 64 << 10})
 		b, _ := os.ReadFile(path)
 		j, _ := json.MarshalIndent(h.Map, "", " ")
 		for name, data := range map[string][]byte{golden: b, want: j} {
@@ -124,7 +124,7 @@ func TestCreateChecksTheLayer(t *testing.T) {
 }
 
 func TestDecodeRefuses(t *testing.T) {
-	_, path := create(t, layertest.Gzip(t, layertest.Tar(t, 20, 1)), fetcher.BuildOptions{})
+	_, path := createIndex(t, layertest.Gzip(t, layertest.Tar(t, 20, 1)), fetcher.BuildOptions{})
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -151,7 +151,7 @@ func TestStore(t *testing.T) {
 	if _, err := s.Head(layer); !errors.Is(err, ErrNone) {
 		t.Fatal(err)
 	}
-	_, path := create(t, packed, fetcher.BuildOptions{})
+	_, path := createIndex(t, packed, fetcher.BuildOptions{})
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -186,7 +186,7 @@ func TestStore(t *testing.T) {
 
 func TestWindowsFromRemote(t *testing.T) {
 	packed := layertest.Gzip(t, layertest.Tar(t, 100, 1))
-	h, path := create(t, packed, fetcher.BuildOptions{Spacing: 64 << 10})
+	h, path := createIndex(t, packed, fetcher.BuildOptions{Spacing: 64 << 10})
 	all, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -204,13 +204,13 @@ func TestWindowsFromRemote(t *testing.T) {
 		t.Fatalf("only %d groups", len(h.Groups))
 	}
 	reads, fail := 0, false
-	remote := func(_ context.Context, p []byte, off int64) error {
+	remote := func(_ context.Context, p []byte, off int64, verify func([]byte) error) error {
 		reads++
 		if fail {
 			return errors.New("down")
 		}
 		copy(p, all[off:])
-		return nil
+		return verify(p)
 	}
 	w := NewWindows(h, f, remote)
 	for range 2 { // the second time from what was kept
@@ -277,19 +277,20 @@ func TestImageToArtifactAndBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	image, err := ResolveImage(t.Context(), client, reg.Ref("latest"), platforms.All)
+	images, err := ResolveImages(t.Context(), client, nil, reg.Ref("latest"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
+	image := images[0]
 	store, err := OpenStore(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
 	watched := 0
-	err = CreateImage(t.Context(), image, store, fetcher.BuildOptions{}, func(_ ImageLayer, r io.Reader) io.Reader {
+	_, err = CreateImage(t.Context(), image, store, CreateOptions{Watch: func(_ ImageLayer, r io.Reader) io.Reader {
 		watched++
 		return r
-	})
+	}})
 	if err != nil || watched != 2 {
 		t.Fatal(watched, err)
 	}
@@ -318,9 +319,18 @@ func TestImageToArtifactAndBack(t *testing.T) {
 			Blob: v1.Descriptor{Digest: reg.AddBlob(b), Size: int64(len(b))},
 		})
 	}
-	put := func(subject v1.Descriptor) {
+	put := func(subject v1.Descriptor, later ...v1.Descriptor) {
 		body, err := encodeArtifact(subject, v1.DescriptorEmptyJSON, entries, "2026-01-01T00:00:00Z")
 		if err != nil {
+			t.Fatal(err)
+		}
+		// What a later version may put beside ours is passed over.
+		var m v1.Manifest
+		if err := json.Unmarshal(body, &m); err != nil {
+			t.Fatal(err)
+		}
+		m.Layers = slices.Concat(later, m.Layers, later)
+		if body, err = json.Marshal(m); err != nil {
 			t.Fatal(err)
 		}
 		d := v1.Descriptor{MediaType: v1.MediaTypeImageManifest, ArtifactType: ArtifactType, Digest: reg.AddManifest("index", body), Size: int64(len(body))}
@@ -334,7 +344,7 @@ func TestImageToArtifactAndBack(t *testing.T) {
 	if _, err := Find(t.Context(), image.Repo, image.Manifest.Digest); !errors.Is(err, ErrFormat) {
 		t.Fatalf("artifact of another image: %v", err)
 	}
-	put(image.Manifest)
+	put(image.Manifest, v1.Descriptor{MediaType: "application/vnd.lacuna.index.erofs.v7", Digest: digest.FromString("later"), Size: 10})
 	found, err := Find(t.Context(), image.Repo, image.Manifest.Digest)
 	if err != nil || len(found.Entries) != 2 {
 		t.Fatal(found, err)
@@ -352,6 +362,11 @@ func TestImageToArtifactAndBack(t *testing.T) {
 	}
 	if err := other.Put(found.Entries[0].Layer, head, Source{}); !errors.Is(err, ErrFormat) {
 		t.Errorf("a head for the wrong layer: %v", err)
+	}
+	promise := found.Entries[0]
+	promise.HeadSize, promise.Blob.Size = maxHead, maxHead
+	if _, err := FetchHead(t.Context(), image.Repo, promise); err == nil {
+		t.Error("a head longer than its blob")
 	}
 	reg.Fail(registrytest.Flip)
 	if _, err := FetchHead(t.Context(), image.Repo, found.Entries[0]); !errors.Is(err, ErrFormat) {
@@ -395,7 +410,12 @@ func TestThin(t *testing.T) {
 	}
 	n := dense.Map.Spans()
 	runs := []Run{{n / 5, n/5 + 1}, {n / 2, n/2 + 3}, {n - 2, n}}
-	if err := thin(store, layer, runs, fetcher.DefaultSpacing); err != nil {
+	f, head, err := store.open(layer, store.Path(layer))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := thin(&made{head: head, file: f}, nil, store.Path(layer), runs, fetcher.DefaultSpacing); err != nil {
 		t.Fatal(err)
 	}
 	h, err := store.Head(layer)
@@ -418,12 +438,17 @@ func TestThin(t *testing.T) {
 }
 
 func FuzzDecodeHead(f *testing.F) {
-	_, path := create(f, layertest.Gzip(f, layertest.Tar(f, 3, 1)), fetcher.BuildOptions{Spacing: 64 << 10})
+	_, path := createIndex(f, layertest.Gzip(f, layertest.Tar(f, 3, 1)), fetcher.BuildOptions{Spacing: 64 << 10})
 	b, err := os.ReadFile(path)
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(b)
+	for _, b := range hostileHeads(f, 1000) {
+		if len(b) < 100<<10 { // in others there is only noise to mutate
+			f.Add(b)
+		}
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h, err := DecodeHead(b)
 		if err == nil {
@@ -434,8 +459,10 @@ func FuzzDecodeHead(f *testing.F) {
 
 // FuzzMap gets behind zstd: decode, encode, decode is a fixed point.
 func FuzzMap(f *testing.F) {
-	h, _ := create(f, layertest.Gzip(f, layertest.Tar(f, 3, 1)), fetcher.BuildOptions{Spacing: 64 << 10})
+	h, _ := createIndex(f, layertest.Gzip(f, layertest.Tar(f, 3, 1)), fetcher.BuildOptions{Spacing: 64 << 10})
 	f.Add(encodeMap(h))
+	f.Add(repeated(mapBytes(1<<40, 1<<40, 1<<40, 4096, 4096), 20, 0, 0, 1))
+	f.Add(repeated(repeated(mapBytes(1<<40, 1<<40, 1<<40, 4096, 4096), 0), 20, 1, 1))
 	enc, err := zstd.NewWriter(nil)
 	if err != nil {
 		f.Fatal(err)
@@ -443,15 +470,79 @@ func FuzzMap(f *testing.F) {
 	f.Cleanup(func() { enc.Close() })
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h := &Head{}
-		if decodeMap(b, h) != nil || h.Map.Check() != nil {
+		if decodeMap(b, h, headBase) != nil || h.Map.Check() != nil {
 			return
 		}
 		again := &Head{}
-		if err := decodeMap(encodeMap(h), again); err != nil {
+		if err := decodeMap(encodeMap(h), again, headBase); err != nil {
 			t.Fatal(err)
 		}
 		if !reflect.DeepEqual(h, again) {
 			t.Fatal("not a fixed point")
 		}
 	})
+}
+
+// TestLayerFromLiars has a mirror that gives wrong bytes of the layer and of its
+// index: everything is read, right, from the registry behind it.
+func TestLayerFromLiars(t *testing.T) {
+	origin, mirror := registrytest.New(t), registrytest.New(t)
+	hosts := t.TempDir()
+	dir := filepath.Join(hosts, origin.Host())
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	text := "server = \"" + origin.URL + "\"\n[host.\"" + mirror.URL + "\"]\ncapabilities = [\"pull\"]\n"
+	if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	client, err := registry.New(registry.Options{HostsDirs: []string{hosts}, Retry: registry.Retry{Attempts: 2, Base: time.Millisecond}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	packed := layertest.Gzip(t, layertest.Tar(t, 100, 1))
+	h, path := createIndex(t, packed, fetcher.BuildOptions{Spacing: 64 << 10})
+	all, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	layer := origin.AddBlob(packed)
+	mirror.AddBlob(packed)
+	blob := v1.Descriptor{MediaType: LayerType, Digest: origin.AddBlob(all), Size: int64(len(all))}
+	mirror.AddBlob(all)
+	flip := make([]registrytest.Fault, 1000)
+	for i := range flip {
+		flip[i] = registrytest.Flip
+	}
+	mirror.Fail(flip...)
+	entry := Entry{Layer: layer, Blob: blob, HeadSize: h.Size, HeadDigest: digest.FromBytes(all[:h.Size])}
+	repo, _, err := client.Repository(origin.Ref("1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, err := FetchHead(t.Context(), repo, entry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := OpenStore(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Put(layer, head, Source{origin.Ref("1"), entry}); err != nil {
+		t.Fatal(err)
+	}
+	l, err := store.Open(client, origin.Ref("1"), h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	spans := int64(0)
+	for i := range l.Map.Spans() {
+		if err := l.Fetch(t.Context(), i, i+1, func(int64, []byte) error { spans++; return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if spans != l.Map.Spans() || len(mirror.Requests()) == 0 {
+		t.Errorf("%d spans of %d, %d requests to the mirror", spans, l.Map.Spans(), len(mirror.Requests()))
+	}
 }

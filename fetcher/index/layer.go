@@ -35,7 +35,7 @@ func (s *Store) Open(client *registry.Client, ref string, head *Head) (*Layer, e
 		if err != nil {
 			return nil, err
 		}
-		remote = indexRepo.Blob(from.Entry.Blob).Patient().ReadAt
+		remote = indexRepo.Blob(from.Entry.Blob).Patient().ReadVerified
 	}
 	file, err := s.File(layer)
 	if err != nil {

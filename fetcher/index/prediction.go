@@ -44,6 +44,14 @@ func (p *Prediction) Of(layer digest.Digest) (runs []Run) {
 	return runs
 }
 
+// layers are those of a prediction that may be nil.
+func (p *Prediction) layers() []digest.Digest {
+	if p == nil {
+		return nil
+	}
+	return p.Layers
+}
+
 func decodePrediction(b []byte) (*Prediction, error) {
 	p := &Prediction{}
 	if err := json.Unmarshal(b, p); err != nil {
@@ -57,29 +65,17 @@ func decodePrediction(b []byte) (*Prediction, error) {
 	return p, nil
 }
 
-// Predict makes the prediction of an image whose layers are indexed in the
-// store. It reads files of the image through the indexes.
-func Predict(ctx context.Context, image *Image, store *Store) (*Prediction, error) {
+// foretell makes the prediction of an image of which some layers are indexed. It
+// reads files of the image through the indexes.
+func foretell(ctx context.Context, image *Image, indexes []*made) (*Prediction, error) {
 	p := &Prediction{Layers: []digest.Digest{}}
 	var bootstraps [][]byte
 	var layers []*spanReader
-	for _, l := range image.Layers {
-		if !l.Indexable() {
-			continue
-		}
-		h, err := store.Head(l.Digest)
-		if err != nil {
-			return nil, err
-		}
-		f, err := store.File(l.Digest)
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close()
-		p.Layers = append(p.Layers, l.Digest)
-		bootstraps = append(bootstraps, h.Bootstrap)
+	for _, ix := range indexes {
+		p.Layers = append(p.Layers, ix.layer.Digest)
+		bootstraps = append(bootstraps, ix.head.Bootstrap)
 		layers = append(layers, &spanReader{ctx: ctx, cache: map[int64][]byte{}, layer: fetcher.Layer{
-			Map: h.Map, Remote: image.Repo.Blob(l.Descriptor), Windows: NewWindows(h, f, nil),
+			Map: ix.head.Map, Remote: image.From.Blob(ix.layer.Descriptor), Windows: NewWindows(ix.head, ix.file, nil),
 		}})
 	}
 	tree, err := predict.NewTree(bootstraps)
@@ -218,7 +214,7 @@ func (r *fileReader) ReadAt(p []byte, off int64) (n int, err error) {
 
 // spanReader reads a layer's blob and keeps what it has fetched, up to a bound.
 type spanReader struct {
-	ctx   context.Context // of Predict's call
+	ctx   context.Context // of foretell's call
 	layer fetcher.Layer
 	cache map[int64][]byte
 }
@@ -254,9 +250,11 @@ func (r *spanReader) read(p []byte, at int64) error {
 	return nil
 }
 
+const predictionSuffix = ".prediction"
+
 // predictionPath is where an image's prediction is kept.
 func (s *Store) predictionPath(image digest.Digest) string {
-	return filepath.Join(s.dir, image.Algorithm().String()+"-"+image.Encoded()+".prediction")
+	return filepath.Join(s.dir, image.Algorithm().String()+"-"+image.Encoded()+predictionSuffix)
 }
 
 // PutPrediction keeps an image's prediction.
@@ -278,6 +276,23 @@ func (s *Store) Prediction(image digest.Digest) (*Prediction, error) {
 		return nil, err
 	}
 	return decodePrediction(b)
+}
+
+// runsOf are a layer's runs in all predictions here: images that share a layer share
+// its index, so that it has the checkpoints that each of their starts wants.
+func (s *Store) runsOf(layer digest.Digest) (runs []Run, err error) {
+	images, err := s.list(predictionSuffix)
+	for _, image := range images {
+		p, err := s.Prediction(image)
+		if errors.Is(err, ErrFormat) || p == nil && err == nil {
+			continue // damaged, or removed meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		runs = append(runs, p.Of(layer)...)
+	}
+	return runs, err
 }
 
 // commandOf is what an image runs.

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"time"
 
@@ -24,27 +23,46 @@ import (
 
 // Pushed tells what Push sent.
 type Pushed struct {
-	Manifest v1.Descriptor
-	Entries  []Entry
-	Tagged   bool // listed by tag, for a registry without the referrers API
+	Manifest v1.Descriptor `json:"manifest"`
+	Entries  []Entry       `json:"-"`
+	Missing  []Outcome     `json:"-"`      // layers that it has no index of
+	Tagged   bool          `json:"tagged"` // listed by tag, for a registry without the referrers API
 }
 
 // Push sends the stored indexes of an image's layers to its repository, as one
-// artifact that refers to the image. Progress, if not nil, is told of bytes.
+// artifact that refers to the image. Of those that are missing or damaged it tells;
+// where none is good it pushes nothing and fails with ErrNothing. Progress, if not
+// nil, is told of bytes.
 func Push(ctx context.Context, client *registry.Client, image *Image, store *Store, progress func(n int64)) (*Pushed, error) {
 	resolver := docker.NewResolver(docker.ResolverOptions{Hosts: client.Hosts(), Tracker: docker.NewInMemoryTracker()})
 	pusher, err := resolver.Pusher(ctx, image.Repo.Name())
 	if err != nil {
 		return nil, err
 	}
-	var entries []Entry
+	var indexes []*made
+	var missing []Outcome
 	for _, l := range image.Layers {
-		if !l.Indexable() {
+		f, h, err := store.openWhole(l.Digest, store.Path(l.Digest))
+		if err == nil {
+			defer f.Close()
+			err = verify(h, f)
+		} else if !l.Indexable() {
+			err = fmt.Errorf("%w: it is %s", ErrKind, l.MediaType)
+		}
+		if err != nil {
+			missing = append(missing, Outcome{l, err})
 			continue
 		}
-		e, err := pushLayer(ctx, pusher, store, l.Digest, progress)
+		indexes = append(indexes, &made{layer: l, head: h, file: f})
+	}
+	if len(indexes) == 0 {
+		return nil, fmt.Errorf("push index of image %s: %w", image.Manifest.Digest, nothing(missing))
+	}
+	var entries []Entry
+	for _, ix := range indexes {
+		e, err := pushLayer(ctx, pusher, ix, progress)
 		if err != nil {
-			return nil, fmt.Errorf("push index of layer %s: %w", l.Digest, err)
+			return nil, fmt.Errorf("push index of layer %s: %w", ix.layer.Digest, err)
 		}
 		entries = append(entries, e)
 	}
@@ -63,7 +81,7 @@ func Push(ctx context.Context, client *registry.Client, image *Image, store *Sto
 	if err := push(ctx, pusher, desc, bytes.NewReader(body), nil); err != nil {
 		return nil, fmt.Errorf("push index manifest: %w", err)
 	}
-	p := &Pushed{Manifest: desc, Entries: entries}
+	p := &Pushed{Manifest: desc, Entries: entries, Missing: missing}
 	p.Manifest.ArtifactType = ArtifactType
 	p.Manifest.Annotations = map[string]string{v1.AnnotationCreated: time.Now().UTC().Format(time.RFC3339)}
 	listed, err := image.Repo.ListsReferrer(ctx, image.Manifest.Digest, desc.Digest)
@@ -88,23 +106,8 @@ func describePrediction(store *Store, image digest.Digest) (v1.Descriptor, []byt
 	return v1.Descriptor{MediaType: PredictionType, Digest: digest.FromBytes(b), Size: int64(len(b))}, b, err
 }
 
-func pushLayer(ctx context.Context, pusher remotes.Pusher, store *Store, layer digest.Digest, progress func(int64)) (Entry, error) {
-	h, err := store.Head(layer)
-	if err != nil {
-		return Entry{}, err
-	}
-	f, err := os.Open(store.Path(layer))
-	if err != nil {
-		return Entry{}, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return Entry{}, err
-	}
-	if info.Size() != h.BlobSize() {
-		return Entry{}, fmt.Errorf("%w %s: %d bytes, complete it has %d", ErrFormat, f.Name(), info.Size(), h.BlobSize())
-	}
+func pushLayer(ctx context.Context, pusher remotes.Pusher, ix *made, progress func(int64)) (Entry, error) {
+	f, h := ix.file, ix.head
 	all, head := digest.Canonical.Digester(), digest.Canonical.Digester()
 	if _, err := io.Copy(all.Hash(), f); err != nil {
 		return Entry{}, err
@@ -113,13 +116,27 @@ func pushLayer(ctx context.Context, pusher remotes.Pusher, store *Store, layer d
 		return Entry{}, err
 	}
 	e := Entry{
-		Layer: layer, HeadSize: h.Size, HeadDigest: head.Digest(),
-		Blob: v1.Descriptor{MediaType: LayerType, Digest: all.Digest(), Size: info.Size()},
+		Layer: ix.layer.Digest, HeadSize: h.Size, HeadDigest: head.Digest(),
+		Blob: v1.Descriptor{MediaType: LayerType, Digest: all.Digest(), Size: h.BlobSize()},
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return Entry{}, err
 	}
 	return e, push(ctx, pusher, e.Blob, f, progress)
+}
+
+// verify reads an index's windows: what a disk has lost is not pushed.
+func verify(h *Head, f io.ReaderAt) error {
+	for _, g := range h.Groups {
+		packed := make([]byte, g.Len)
+		if _, err := f.ReadAt(packed, g.Off); err != nil {
+			return err
+		}
+		if _, err := h.unpackGroup(g, packed); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // push sends a blob or manifest unless the registry has it.

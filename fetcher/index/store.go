@@ -34,37 +34,69 @@ var ErrNone = errors.New("no index")
 // Head reads the head of a layer's index. It fails with ErrNone where there is
 // none, and with ErrFormat where it is damaged or another layer's.
 func (s *Store) Head(layer digest.Digest) (*Head, error) {
-	if err := layer.Validate(); err != nil {
-		return nil, err
-	}
-	f, err := os.Open(s.Path(layer))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("%w for layer %s", ErrNone, layer)
-	}
+	f, h, err := s.open(layer, s.Path(layer))
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	f.Close()
+	return h, nil
+}
+
+// open opens an index file of a layer, of which the caller closes the file.
+func (s *Store) open(layer digest.Digest, path string) (*os.File, *Head, error) {
+	if err := layer.Validate(); err != nil {
+		return nil, nil, err
+	}
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil, fmt.Errorf("%w for layer %s", ErrNone, layer)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	h, err := readHead(f, layer)
+	if err != nil {
+		f.Close()
+		return nil, nil, err
+	}
+	return f, h, nil
+}
+
+func readHead(f *os.File, layer digest.Digest) (*Head, error) {
 	fixed := make([]byte, fixedSize)
 	if _, err := f.ReadAt(fixed, 0); err != nil {
-		return nil, fmt.Errorf("%w %s: %w", ErrFormat, s.Path(layer), err)
+		return nil, fmt.Errorf("%w %s: %w", ErrFormat, f.Name(), err)
 	}
 	size := headSize(fixed)
 	if size < fixedSize || size > maxHead {
-		return nil, fmt.Errorf("%w %s: head of %d bytes", ErrFormat, s.Path(layer), size)
+		return nil, fmt.Errorf("%w %s: head of %d bytes", ErrFormat, f.Name(), size)
 	}
 	b := make([]byte, size)
 	if _, err := f.ReadAt(b, 0); err != nil {
-		return nil, fmt.Errorf("%w %s: %w", ErrFormat, s.Path(layer), err)
+		return nil, fmt.Errorf("%w %s: %w", ErrFormat, f.Name(), err)
 	}
 	return decodeFor(b, layer)
 }
 
-// complete reports whether the file has the windows as well, by its size: one
-// that was filled from a registry may still have holes.
-func (s *Store) complete(h *Head) bool {
-	info, err := os.Stat(s.Path(h.Map.Layer))
-	return err == nil && info.Size() == h.BlobSize()
+// openWhole opens a layer's index that was made here, with all its windows: one
+// from a registry has holes as long as it has a source.
+func (s *Store) openWhole(layer digest.Digest, path string) (*os.File, *Head, error) {
+	f, h, err := s.open(layer, path)
+	if err != nil {
+		return nil, nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && info.Size() != h.BlobSize() {
+		err = fmt.Errorf("%w %s: %d bytes, complete it has %d", ErrFormat, path, info.Size(), h.BlobSize())
+	}
+	if _, found, sourceErr := s.Source(layer); path == s.Path(layer) && (found || sourceErr != nil) {
+		err = errors.Join(err, sourceErr, fmt.Errorf("%w made here for layer %s: what the store has came from a registry", ErrNone, layer))
+	}
+	if err != nil {
+		f.Close()
+		return nil, nil, err
+	}
+	return f, h, nil
 }
 
 // decodeFor decodes a head that must be of the given layer.
@@ -154,12 +186,14 @@ func (s *Store) Remove(layer digest.Digest) error {
 }
 
 // Layers lists the layers that have an index here.
-func (s *Store) Layers() ([]digest.Digest, error) {
+func (s *Store) Layers() ([]digest.Digest, error) { return s.list(suffix) }
+
+// Images lists the images that have a prediction here, by their manifests.
+func (s *Store) Images() ([]digest.Digest, error) { return s.list(predictionSuffix) }
+
+// list is the digests that have a file with a suffix.
+func (s *Store) list(suffix string) (list []digest.Digest, err error) {
 	entries, err := os.ReadDir(s.dir)
-	if err != nil {
-		return nil, err
-	}
-	var list []digest.Digest
 	for _, e := range entries {
 		name, ok := strings.CutSuffix(e.Name(), suffix)
 		d := digest.Digest(strings.Replace(name, "-", ":", 1))
@@ -167,5 +201,5 @@ func (s *Store) Layers() ([]digest.Digest, error) {
 			list = append(list, d)
 		}
 	}
-	return list, nil
+	return list, err
 }

@@ -1,11 +1,11 @@
 package index
 
 import (
+	"bytes"
 	"context"
-	"os"
+	"reflect"
 
 	"github.com/klauspost/compress/zstd"
-	"github.com/opencontainers/go-digest"
 
 	"github.com/lacuna-snapshotter/lacuna/fetcher"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/inflate"
@@ -26,22 +26,18 @@ func denser(opts fetcher.BuildOptions) fetcher.BuildOptions {
 	return opts
 }
 
-// thin rewrites a layer's index with the checkpoints that the runs start from,
-// and others about spacing bytes of stream apart.
-func thin(store *Store, layer digest.Digest, runs []Run, spacing int64) error {
-	h, err := store.Head(layer)
-	if err != nil {
-		return err
-	}
-	f, err := os.Open(store.Path(layer))
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	windows := NewWindows(h, f, nil)
+// thin writes the index at path: the dense one with the checkpoints that the runs
+// start from, and others about spacing bytes of stream apart. Have, nil where there
+// is none, is what is at path already.
+func thin(dense, have *made, path string, runs []Run, spacing int64) error {
+	h := dense.head
+	windows := NewWindows(h, dense.file, nil)
 	kept, wanted := keep(h.Map, runs, spacing)
+	if have != nil && have.head.has(h, kept, wanted) {
+		return nil
+	}
 	l := levels{head: zstd.SpeedBestCompression, windows: zstd.SpeedBetterCompression}
-	return writeIndex(store.Path(layer), l, func(w *groupWriter) (*Head, error) {
+	return writeIndex(path, l, func(w *groupWriter) (*Head, error) {
 		m := *h.Map
 		m.Checkpoints = nil
 		for _, i := range kept {
@@ -70,6 +66,20 @@ func thin(store *Store, layer digest.Digest, runs []Run, spacing int64) error {
 		}
 		return &Head{Map: &m, Bootstrap: h.Bootstrap}, m.Check()
 	})
+}
+
+// has reports whether a head is the dense one's with just those checkpoints, the
+// wanted ones in groups of their own.
+func (h *Head) has(dense *Head, kept []int, wanted map[int]bool) bool {
+	m := *dense.Map
+	m.Checkpoints = nil
+	for at, i := range kept {
+		m.Checkpoints = append(m.Checkpoints, dense.Map.Checkpoints[i])
+		if g, err := h.group(at); wanted[i] && (err != nil || g.Count != 1) {
+			return false
+		}
+	}
+	return reflect.DeepEqual(*h.Map, m) && bytes.Equal(h.Bootstrap, dense.Bootstrap)
 }
 
 // keep chooses checkpoints, in order, and tells which of them the runs start

@@ -7,8 +7,9 @@ import (
 	"sync"
 )
 
-// ReadRange fills p from a remote blob at off, or fails.
-type ReadRange func(ctx context.Context, p []byte, off int64) error
+// ReadRange fills p from a remote blob at off with bytes that verify accepts, or
+// fails. It may call verify for several tries, in other places.
+type ReadRange func(ctx context.Context, p []byte, off int64, verify func(p []byte) error) error
 
 // Windows serves the windows of one layer from a local copy of its index. What
 // the copy lacks is read from remote and kept: a group is known to be there by
@@ -96,12 +97,13 @@ func (w *Windows) load(ctx context.Context, g Group) ([][]byte, error) {
 	if w.remote == nil {
 		return nil, fmt.Errorf("%w: windows at %d are damaged or missing", ErrFormat, g.Off)
 	}
-	if err := w.remote(ctx, packed, g.Off); err != nil {
-		return nil, fmt.Errorf("windows of checkpoints [%d,%d): %w", g.First, g.First+g.Count, err)
-	}
-	windows, err := w.head.unpackGroup(g, packed)
+	var windows [][]byte
+	err := w.remote(ctx, packed, g.Off, func(packed []byte) (err error) {
+		windows, err = w.head.unpackGroup(g, packed)
+		return err
+	})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("windows of checkpoints [%d,%d): %w", g.First, g.First+g.Count, err)
 	}
 	_, err = w.file.WriteAt(packed, g.Off)
 	return windows, err

@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"sync/atomic"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -19,10 +17,11 @@ type Blob struct {
 	repo    *Repository
 	desc    v1.Descriptor
 	patient bool
+	liars   liars
 
 	// target is where the registry last redirected to, often a signed URL of
 	// an object store. It saves a round trip a read until it is refused.
-	target atomic.Pointer[url.URL]
+	target atomic.Pointer[target]
 }
 
 // Blob returns access to a blob. It sends no request.
@@ -35,198 +34,155 @@ func (b *Blob) Patient() *Blob {
 	return b
 }
 
-// Size is the blob's size as its descriptor says.
+// Size is the blob's size as its descriptor says; zero means that it is unknown.
 func (b *Blob) Size() int64 { return b.desc.Size }
 
 // ReadAt fills p from the blob's bytes at off, or fails.
 func (b *Blob) ReadAt(ctx context.Context, p []byte, off int64) error {
-	r := b.Open(ctx, off, int64(len(p)))
-	defer r.Close()
-	_, err := io.ReadFull(r, p)
-	return err
+	return b.ReadVerified(ctx, p, off, nil)
+}
+
+// ReadVerified is ReadAt with a check of the bytes. Where verify, if not nil, fails,
+// they are read again from the next host; when no host is left, the error is a
+// [*BadBytesError].
+func (b *Blob) ReadVerified(ctx context.Context, p []byte, off int64, verify func(p []byte) error) error {
+	return b.verified(ctx, off, int64(len(p)), func(r io.Reader) error {
+		_, err := io.ReadFull(r, p)
+		if err == nil && verify != nil {
+			err = verify(p)
+			return wrongBytes(err)
+		}
+		return err
+	})
+}
+
+// ReadStart returns the blob's first n bytes, as ReadVerified reads them. It makes
+// room for them as they arrive, so that a promise costs nothing.
+func (b *Blob) ReadStart(ctx context.Context, n int64, verify func(p []byte) error) (p []byte, err error) {
+	err = b.verified(ctx, 0, n, func(r io.Reader) error {
+		if p, err = io.ReadAll(r); err != nil {
+			return err
+		}
+		return wrongBytes(verify(p))
+	})
+	return p, err
+}
+
+// verified calls read with readers of other hosts as long as it says that the bytes
+// are wrong and there are any.
+func (b *Blob) verified(ctx context.Context, off, n int64, read func(io.Reader) error) error {
+	for {
+		r := b.open(ctx, off, n)
+		err := read(r)
+		r.Close()
+		var wrong *wrongError
+		if !errors.As(err, &wrong) {
+			return err
+		}
+		if err := r.Reject(wrong.error); err != nil {
+			return err
+		}
+	}
+}
+
+// wrongError sets the error of a verification apart from one of reading.
+type wrongError struct{ error }
+
+func wrongBytes(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &wrongError{err}
 }
 
 // Open returns a reader of the blob's bytes [off, off+n). A body that breaks
 // off is continued with another request, within the retry policy; the reader
 // gives n bytes or an error. It must be closed, and lives no longer than ctx.
-func (b *Blob) Open(ctx context.Context, off, n int64) io.ReadCloser {
+//
+// The bytes are not verified. Whoever finds them wrong says so with the reader's
+// method Reject(cause error) error; see [fetcher.Rejecter].
+func (b *Blob) Open(ctx context.Context, off, n int64) io.ReadCloser { return b.open(ctx, off, n) }
+
+func (b *Blob) open(ctx context.Context, off, n int64) *blobReader {
 	ctx, cancel := context.WithCancel(ctx)
 	return &blobReader{blob: b, ctx: ctx, cancel: cancel, off: off, end: off + n}
 }
 
-type blobReader struct {
-	blob     *Blob
-	ctx      context.Context // of the reader's whole life, which Close ends
-	cancel   context.CancelFunc
-	off, end int64
-	body     io.ReadCloser
-	host     string
-	status   int
-	watchdog *time.Timer
-	release  context.CancelFunc
-	err      error
-}
-
-func (r *blobReader) op() string {
-	return fmt.Sprintf("get blob %s [%d,%d)", r.blob.desc.Digest, r.off, r.end)
-}
-
-// Read implements io.Reader.
-func (r *blobReader) Read(p []byte) (int, error) {
-	if r.off >= r.end {
-		return 0, io.EOF
-	}
-	if r.err != nil {
-		return 0, r.err
-	}
-	n := 0
-	r.err = r.blob.repo.do(r.ctx, r.blob.patient, func() error {
-		if r.body == nil {
-			if err := r.connect(); err != nil {
-				return err
-			}
-		}
-		var err error
-		n, err = r.body.Read(p[:min(int64(len(p)), r.end-r.off)])
-		r.watchdog.Reset(r.blob.repo.client.opts.Stall)
-		r.off += int64(n)
-		r.blob.repo.client.read.Add(int64(n))
-		if n > 0 || err == nil {
-			return nil // an error comes again with the next call
-		}
-		r.disconnect()
-		if err == io.EOF {
-			err = io.ErrUnexpectedEOF
-		}
-		return &Error{Op: r.op(), Host: r.host, Repo: r.blob.repo.Name(), Status: r.status, Err: redact(err)}
-	})
-	return n, r.err
-}
-
-// Close implements io.Closer.
-func (r *blobReader) Close() error {
-	r.disconnect()
-	r.cancel()
-	return nil
-}
-
-func (r *blobReader) disconnect() {
-	if r.body == nil {
-		return
-	}
-	r.watchdog.Stop()
-	if r.off >= r.end {
-		// Reading the end of the body frees the connection for the next range.
-		var end [1]byte
-		_, _ = r.body.Read(end[:])
-	}
-	r.body.Close()
-	r.release()
-	r.body = nil
-}
-
-// connect sends the request for what is left and checks that the answer is it.
-func (r *blobReader) connect() error {
-	ctx, cancel := context.WithCancel(r.ctx)
-	resp, err := r.request(ctx)
-	if err == nil {
-		r.host, r.status = resp.Request.URL.Host, resp.StatusCode
-		err = r.checkRange(resp)
-	}
-	if err != nil {
-		cancel()
-		return err
-	}
-	r.body, r.release = resp.Body, cancel
-	stall := r.blob.repo.client.opts.Stall
-	r.watchdog = time.AfterFunc(stall, cancel)
-	if resp.StatusCode == http.StatusOK {
-		// The server ignores Range: what lies before is read and dropped.
-		if err := r.skip(r.off, stall); err != nil {
-			r.disconnect()
-			return &Error{Op: r.op(), Host: r.host, Repo: r.blob.repo.Name(), Status: r.status, Err: redact(err)}
-		}
-	}
-	return nil
-}
-
-func (r *blobReader) skip(n int64, stall time.Duration) error {
-	for n > 0 {
-		k, err := io.CopyN(io.Discard, r.body, min(n, 1<<20))
-		r.watchdog.Reset(stall)
-		n -= k
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+// target is a redirect's target. It is asked as the host that it came from would:
+// its certificates and proxies are that one's, its trust is none.
+type target struct {
+	req  *http.Request
+	from *host
 }
 
 // request goes to the last redirect's target, and to the registry where there
 // is none or it is refused.
-func (r *blobReader) request(ctx context.Context) (*http.Response, error) {
+func (r *blobReader) request(ctx context.Context) (*answer, error) {
 	b := r.blob
 	c := call{
-		op: r.op(), path: "blobs/" + b.desc.Digest.String(), cap: docker.HostCapabilityPull,
+		op: r.op(), path: "blobs/" + b.desc.Digest.String(), cap: blobCapability,
 		header: http.Header{"Range": {fmt.Sprintf("bytes=%d-%d", r.off, r.end-1)}},
 		accept: []int{http.StatusPartialContent, http.StatusOK},
+		check:  r.checkRange, last: b.liars.since,
 	}
-	if target := b.target.Load(); target != nil {
-		if resp, err := b.repo.sendTarget(ctx, target, c); err == nil {
-			return resp, nil
+	if t := b.target.Load(); t != nil {
+		a, err := b.repo.sendTarget(ctx, t, c)
+		if err == nil {
+			return a, nil
 		}
-		b.target.CompareAndSwap(target, nil)
+		if ctx.Err() != nil {
+			return nil, b.repo.failure(c, t.req.URL.Host, 0, err)
+		}
+		b.target.CompareAndSwap(t, nil)
 	}
-	resp, err := b.repo.send(ctx, c)
+	a, err := b.repo.send(ctx, c)
 	if err != nil {
 		return nil, err
 	}
-	if resp.Request.URL.RawQuery != "" && resp.Request.Header.Get("Authorization") == "" {
-		b.target.Store(resp.Request.URL)
+	if a.Request.URL.RawQuery != "" && a.Request.Header.Get("Authorization") == "" && a.Request.URL.Host != a.from.Host {
+		b.target.Store(&target{req: a.Request, from: a.from})
 	}
-	return resp, nil
+	return a, nil
 }
 
 // sendTarget asks a remembered redirect target, which gets no credentials.
-func (r *Repository) sendTarget(ctx context.Context, target *url.URL, c call) (*http.Response, error) {
-	set, err := r.client.hostsOf(r.registry)
-	if err != nil || len(set.hosts) == 0 {
-		return nil, errors.New("no hosts")
-	}
-	req, err := r.request(ctx, target, c.header)
+func (r *Repository) sendTarget(ctx context.Context, t *target, c call) (*answer, error) {
+	req, err := r.request(ctx, t.req.URL, c.header)
 	if err != nil {
 		return nil, err
 	}
-	client := *set.hosts[len(set.hosts)-1].Client
-	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	resp, err := client.Do(req)
+	resp, err := t.from.client.Do(req)
 	if err != nil {
 		return nil, redact(err)
 	}
-	if resp.StatusCode != http.StatusPartialContent && resp.StatusCode != http.StatusOK {
+	if resp.StatusCode != http.StatusPartialContent {
 		discard(resp)
 		return nil, fmt.Errorf("status %d", resp.StatusCode)
 	}
-	return resp, nil
+	if err := c.check(resp); err != nil {
+		resp.Body.Close()
+		return nil, err
+	}
+	return &answer{resp, t.from}, nil
 }
 
-// checkRange accepts 206 with the range that was asked, and 200.
+// checkRange accepts 206 with the range that was asked, or its beginning, and 200.
 func (r *blobReader) checkRange(resp *http.Response) error {
 	size := r.blob.desc.Size
-	var err error
 	if resp.StatusCode == http.StatusPartialContent {
 		var first, last, total int64
 		got := resp.Header.Get("Content-Range")
 		n, _ := fmt.Sscanf(got, "bytes %d-%d/%d", &first, &last, &total)
-		if n < 2 || first != r.off || last > r.end-1 || last < first || n == 3 && total != size {
-			err = fmt.Errorf("%w: %q of a blob of %d bytes", ErrRange, got, size)
+		if n < 2 || first != r.off || last > r.end-1 || last < first || n == 3 && size > 0 && total != size {
+			return fmt.Errorf("%w: %q of a blob of %d bytes", ErrRange, got, size)
 		}
-	} else if resp.ContentLength >= 0 && resp.ContentLength != size {
-		err = fmt.Errorf("%w: a whole body of %d bytes for a blob of %d", ErrRange, resp.ContentLength, size)
-	}
-	if err != nil {
-		resp.Body.Close()
-		return &Error{Op: r.op(), Host: r.host, Repo: r.blob.repo.Name(), Status: resp.StatusCode, Err: err}
+	} else if resp.ContentLength >= 0 && size > 0 && resp.ContentLength != size {
+		return fmt.Errorf("%w: a whole body of %d bytes for a blob of %d", ErrRange, resp.ContentLength, size)
 	}
 	return nil
 }
+
+// blobCapability is what a host must have to be asked for blobs.
+const blobCapability = docker.HostCapabilityPull
+
+var errStall = errors.New("no byte arrived")

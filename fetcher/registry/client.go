@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,7 +11,6 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	dockerconfig "github.com/containerd/containerd/v2/core/remotes/docker/config"
 	"github.com/containerd/errdefs"
-	"oras.land/oras-go/v2/registry/remote/credentials"
 )
 
 // Options configure a Client. The zero value reads no files.
@@ -34,23 +31,24 @@ type Options struct {
 	// Connections is how many idle connections to one host are kept. Zero
 	// means 16.
 	Connections int
+	// Notify, if not nil, is called when a registry comes to be in trouble, within
+	// the first try that fails or is late, and with over set when one goes well
+	// again. It is called from the goroutines of readers and must not block.
+	Notify func(t Trouble, over bool)
 }
 
 // Client is a node's access to registries.
 type Client struct {
 	opts      Options
 	configure docker.RegistryHosts
+	lookup    func(host string) (credential, error)
 	read      atomic.Int64 // bytes of blobs
 	troubles  troubles
+	health    health
+	probes    probes
 
 	mu    sync.Mutex
 	hosts map[string]*hostSet
-}
-
-// hostSet is the hosts of one registry with their tokens. It is replaced when
-// the tokens turn out to be stale.
-type hostSet struct {
-	hosts []docker.RegistryHost
 }
 
 // New checks the options and makes a client. It connects nowhere.
@@ -62,33 +60,31 @@ func New(opts Options) (*Client, error) {
 	if opts.Connections == 0 {
 		opts.Connections = 16
 	}
-	config := dockerconfig.HostOptions{
-		HostDir: opts.hostDir,
-		UpdateClient: func(c *http.Client) error {
-			if t, ok := c.Transport.(*http.Transport); ok {
-				t.MaxIdleConnsPerHost = opts.Connections
-				t.MaxIdleConns = 8 * opts.Connections
-				t.ResponseHeaderTimeout = opts.Stall
-				t.DisableCompression = true
-			}
-			return nil
+	c := &Client{
+		opts:     opts,
+		hosts:    map[string]*hostSet{},
+		troubles: troubles{notify: opts.Notify},
+		lookup: func(string) (credential, error) {
+			return credential{source: "no credentials: registry.docker_config is not set"}, nil
 		},
 	}
+	config := dockerconfig.HostOptions{HostDir: opts.hostDir, UpdateClient: c.tune}
 	if opts.PlainHTTP {
 		config.DefaultScheme = "http"
 	}
 	if opts.DockerConfig != "" {
-		creds, err := dockerCredentials(opts.DockerConfig)
+		lookup, err := dockerCredentials(opts.DockerConfig)
 		if err != nil {
 			return nil, fmt.Errorf("read registry credentials from %s: %w", opts.DockerConfig, err)
 		}
-		config.Credentials = creds
+		c.lookup = lookup
+		config.Credentials = func(host string) (string, string, error) {
+			cred, err := lookup(host)
+			return cred.user, cred.secret, err
+		}
 	}
-	return &Client{
-		opts:      opts,
-		configure: dockerconfig.ConfigureHosts(context.Background(), config),
-		hosts:     map[string]*hostSet{},
-	}, nil
+	c.configure = dockerconfig.ConfigureHosts(context.Background(), config)
+	return c, nil
 }
 
 func (o *Options) hostDir(host string) (string, error) {
@@ -101,59 +97,34 @@ func (o *Options) hostDir(host string) (string, error) {
 	return "", errdefs.ErrNotFound
 }
 
-// dockerCredentials looks hosts up in a config.json each time they are asked
-// for, so that a renewed login is seen without a restart.
-func dockerCredentials(path string) (func(host string) (string, string, error), error) {
-	if _, err := os.Stat(path); err != nil && !os.IsNotExist(err) {
-		return nil, err
-	}
-	path = filepath.Clean(path)
-	return func(host string) (string, string, error) {
-		store, err := credentials.NewStore(path, credentials.StoreOptions{})
-		if err != nil {
-			return "", "", fmt.Errorf("read %s: %w", path, err)
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-		defer cancel()
-		cred, err := store.Get(ctx, credentials.ServerAddressFromHostname(host))
-		if err != nil {
-			return "", "", fmt.Errorf("credentials for %s from %s: %w", host, path, err)
-		}
-		if cred.RefreshToken != "" {
-			// docker's identity token: containerd's authorizer takes it as a
-			// secret without a user name.
-			return "", cred.RefreshToken, nil
-		}
-		return cred.Username, cred.Password, nil
-	}, nil
-}
-
 // BytesRead is how many bytes of blobs were read since the start.
 func (c *Client) BytesRead() int64 { return c.read.Load() }
 
 // Hosts is the configuration in the form containerd's own resolver takes.
 func (c *Client) Hosts() docker.RegistryHosts { return c.configure }
 
-func (c *Client) hostsOf(registry string) (*hostSet, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if set := c.hosts[registry]; set != nil {
-		return set, nil
-	}
-	hosts, err := c.configure(registry)
-	if err != nil {
-		return nil, fmt.Errorf("configuration of registry %s: %w", registry, err)
-	}
-	set := &hostSet{hosts}
-	c.hosts[registry] = set
-	return set, nil
-}
+// late is how long a try may give nothing before that is trouble.
+func (c *Client) late() time.Duration { return c.opts.Stall / 8 }
 
-// forget drops a host set with its tokens, unless that was done already.
-func (c *Client) forget(registry string, stale *hostSet) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.hosts[registry] == stale {
-		delete(c.hosts, registry)
+// tune sets a transport up for ranges of blobs. containerd calls it more than once
+// for some transports.
+func (c *Client) tune(client *http.Client) error {
+	t, ok := client.Transport.(*http.Transport)
+	if !ok {
+		return nil
 	}
+	t.MaxIdleConnsPerHost = c.opts.Connections
+	t.MaxIdleConns = 8 * c.opts.Connections
+	t.ResponseHeaderTimeout = c.opts.Stall
+	t.DisableCompression = true
+	// A TLS configuration of one's own switches HTTP/2 off. Its one connection
+	// carries all streams, and a stream that is given up does not end it: pings
+	// find out when it is dead.
+	t.ForceAttemptHTTP2 = true
+	t.HTTP2 = &http.HTTP2Config{SendPingTimeout: c.opts.Stall / 4, PingTimeout: c.opts.Stall / 2}
+	if dial := t.DialContext; dial != nil {
+		// containerd's 30 seconds are a reader's whole patience.
+		t.DialContext = limitDial(dial, c.opts.Stall/2)
+	}
+	return nil
 }

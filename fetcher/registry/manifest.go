@@ -2,17 +2,17 @@ package registry
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/pkg/reference"
 	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/specs-go"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -63,109 +63,68 @@ func (r *Repository) Manifest(ctx context.Context, object string) (v1.Descriptor
 	if err != nil {
 		want, c.cap = "", docker.HostCapabilityResolve
 	}
-	body, header, err := r.get(ctx, c)
+	var got digest.Digest
+	a, err := r.get(ctx, c, func(body []byte) error {
+		if want == "" {
+			got = digest.FromBytes(body)
+			return nil
+		}
+		if got = want.Algorithm().FromBytes(body); got != want {
+			return fmt.Errorf("content has digest %s", got)
+		}
+		return nil
+	})
 	if err != nil {
 		return v1.Descriptor{}, nil, err
 	}
-	got := digest.FromBytes(body)
-	if want != "" {
-		got = want.Algorithm().FromBytes(body)
-	}
-	if want != "" && got != want {
-		return v1.Descriptor{}, nil, &Error{Op: c.op, Repo: r.Name(), Err: fmt.Errorf("content has digest %s", got)}
-	}
-	media, _, _ := strings.Cut(header.Get("Content-Type"), ";")
-	return v1.Descriptor{MediaType: media, Digest: got, Size: int64(len(body))}, body, nil
+	media, _, _ := strings.Cut(a.header.Get("Content-Type"), ";")
+	return v1.Descriptor{MediaType: media, Digest: got, Size: int64(len(a.body))}, a.body, nil
 }
 
-// Referrers lists what refers to a manifest and has the given artifact type. It
-// asks the referrers API and, at the same time, for the tag that the
-// distribution specification has for registries without it.
-func (r *Repository) Referrers(ctx context.Context, subject digest.Digest, artifactType string) ([]v1.Descriptor, error) {
-	type answer struct {
-		body []byte
-		err  error
-	}
-	tag := make(chan answer, 1)
-	go func() {
-		body, _, err := r.get(ctx, call{
-			op: "get referrers tag of " + subject.String(), path: "manifests/" + subject.Algorithm().String() + "-" + subject.Encoded(),
-			cap: docker.HostCapabilityPull, header: http.Header{"Accept": {v1.MediaTypeImageIndex}}, accept: []int{http.StatusOK},
-		})
-		tag <- answer{body, err}
-	}()
-	body, _, err := r.get(ctx, referrersCall(subject))
-	fallback := <-tag
-	var lists [][]byte
-	if err == nil {
-		lists = append(lists, body)
-	}
-	if fallback.err == nil {
-		lists = append(lists, fallback.body)
-	}
-	if len(lists) == 0 {
-		if NotFound(err) || NotFound(fallback.err) && !temporary(err) {
-			return nil, nil
-		}
-		return nil, err
-	}
-	var found []v1.Descriptor
-	seen := map[digest.Digest]bool{}
-	for _, list := range lists {
-		var index v1.Index
-		if err := json.Unmarshal(list, &index); err != nil || index.Versioned != (specs.Versioned{SchemaVersion: 2}) {
-			continue // some registries answer unknown paths with a page
-		}
-		for _, d := range index.Manifests {
-			if d.ArtifactType == artifactType && !seen[d.Digest] {
-				seen[d.Digest] = true
-				found = append(found, d)
-			}
-		}
-	}
-	return found, nil
+// small is an answer that was read whole.
+type small struct {
+	body   []byte
+	header http.Header
+	from   string // base URL of the host that gave it
 }
 
-// get reads a small answer whole, with retries.
-func (r *Repository) get(ctx context.Context, c call) (body []byte, header http.Header, err error) {
+// get reads a small answer whole, with retries. Where verify, if not nil, fails,
+// the next host is asked.
+func (r *Repository) get(ctx context.Context, c call, verify func(body []byte) error) (got small, err error) {
+	bad := map[string]time.Time{} // hosts whose answers were wrong
+	c.last = func(key string) time.Time { return bad[key] }
 	err = r.do(ctx, false, func() error {
-		resp, err := r.send(ctx, c)
-		if err != nil {
-			return err
+		for {
+			got, err = r.read(ctx, c)
+			if err != nil || verify == nil {
+				return err
+			}
+			wrong := verify(got.body)
+			if wrong == nil {
+				return nil
+			}
+			if !bad[got.from].IsZero() {
+				return &Error{Op: c.op, Repo: r.Name(), Err: &BadBytesError{Repo: r.Name(), Hosts: slices.Sorted(maps.Keys(bad)), Err: wrong}, retry: retryNever}
+			}
+			bad[got.from] = time.Now()
 		}
-		defer resp.Body.Close()
-		host := resp.Request.URL.Host
-		body, err = io.ReadAll(io.LimitReader(resp.Body, maxManifest+1))
-		if err != nil {
-			return r.failure(c, host, resp.StatusCode, redact(err))
-		}
-		if len(body) > maxManifest {
-			return r.failure(c, host, http.StatusNotImplemented, fmt.Errorf("more than %d bytes", maxManifest))
-		}
-		header = resp.Header
-		return nil
 	})
-	return body, header, err
+	return got, err
 }
 
-// ListsReferrer reports whether the registry's referrers API exists and lists
-// a referrer of the subject.
-func (r *Repository) ListsReferrer(ctx context.Context, subject, referrer digest.Digest) (bool, error) {
-	body, _, err := r.get(ctx, referrersCall(subject))
-	if NotFound(err) {
-		return false, nil
-	}
+func (r *Repository) read(ctx context.Context, c call) (small, error) {
+	a, err := r.send(ctx, c)
 	if err != nil {
-		return false, err
+		return small{}, err
 	}
-	var index v1.Index
-	_ = json.Unmarshal(body, &index) // a registry without the API may answer with a page
-	return slices.ContainsFunc(index.Manifests, func(d v1.Descriptor) bool { return d.Digest == referrer }), nil
-}
-
-func referrersCall(subject digest.Digest) call {
-	return call{
-		op: "get referrers of " + subject.String(), path: "referrers/" + subject.String(),
-		cap: docker.HostCapabilityPull, header: http.Header{"Accept": {v1.MediaTypeImageIndex}}, accept: []int{http.StatusOK},
+	defer a.Body.Close()
+	host := a.Request.URL.Host
+	body, err := io.ReadAll(io.LimitReader(a.Body, maxManifest+1))
+	if err != nil {
+		return small{}, r.failure(c, host, a.StatusCode, redact(err))
 	}
+	if len(body) > maxManifest {
+		return small{}, r.failure(c, host, http.StatusNotImplemented, fmt.Errorf("more than %d bytes", maxManifest))
+	}
+	return small{body, a.Header, a.from.key}, nil
 }

@@ -26,7 +26,9 @@ var quick = Retry{Attempts: 4, Base: time.Millisecond, Max: 50 * time.Millisecon
 func newBlob(t *testing.T, reg *registrytest.Registry, content []byte, opts Options) *Blob {
 	t.Helper()
 	opts.PlainHTTP = true
+	sleep := opts.Retry.Sleep
 	opts.Retry = quick
+	opts.Retry.Sleep = sleep
 	if opts.Stall == 0 {
 		opts.Stall = 5 * time.Second
 	}

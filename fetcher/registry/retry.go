@@ -15,6 +15,10 @@ type Retry struct {
 	Base     time.Duration // wait after the first failure; zero means 100 ms
 	Max      time.Duration // longest wait of our own choice; zero means 3 s
 	MaxAfter time.Duration // longest wait that a server's Retry-After gets; zero means 1 minute
+	// Sleep waits between tries, until ctx ends, whose error it returns then. Its
+	// owner may lend out meanwhile what the request has a share of. Nil means to
+	// wait and no more. It may be called from several goroutines.
+	Sleep func(ctx context.Context, d time.Duration) error
 }
 
 func (r Retry) withDefaults() Retry {
@@ -30,27 +34,39 @@ func (r Retry) withDefaults() Retry {
 	if r.MaxAfter == 0 {
 		r.MaxAfter = time.Minute
 	}
+	if r.Sleep == nil {
+		r.Sleep = sleep
+	}
 	return r
 }
 
 // do calls f until it succeeds, fails for good, or the attempts are used up. With
-// patient set only ctx ends the attempts.
+// patient set only ctx ends the attempts, as long as the failures are those of an
+// outage.
 func (r Retry) do(ctx context.Context, patient bool, f func() error) error {
 	for failures := 1; ; failures++ {
 		err := f()
 		if err == nil {
 			return nil
 		}
-		if failures >= r.Attempts && !patient || ctx.Err() != nil || !temporary(err) {
+		class := classOf(err)
+		if class == retryNever || failures >= r.Attempts && !(patient && class == retryOn) || ctx.Err() != nil {
 			return err
 		}
-		timer := time.NewTimer(r.wait(failures, err))
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return errors.Join(ctx.Err(), err)
-		case <-timer.C:
+		if serr := r.Sleep(ctx, r.wait(failures, err)); serr != nil {
+			return errors.Join(serr, err)
 		}
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
 	}
 }
 
@@ -66,20 +82,39 @@ func (r Retry) wait(failures int, err error) time.Duration {
 	return d
 }
 
-// temporary reports whether the same request may fare better later.
-func temporary(err error) bool {
+// retryClass says how often a request that failed is sent again.
+type retryClass uint8
+
+const (
+	retryUnset retryClass = iota // as the status or the cause says
+	retryNever                   // the answer will be the same
+	retryFew                     // a few times, also where the reader is patient
+	retryOn                      // an outage: as long as the reader wants
+)
+
+// classOf tells how often to retry after an error.
+func classOf(err error) retryClass {
 	var e *Error
 	if !errors.As(err, &e) || errors.Is(err, ErrRange) {
-		return false
+		return retryNever
+	}
+	if e.retry != retryUnset {
+		return e.retry
 	}
 	switch e.Status {
 	case 0, http.StatusRequestTimeout, http.StatusTooManyRequests:
-		return true
+		return retryOn
 	case http.StatusOK, http.StatusPartialContent: // the body broke off
-		return true
+		return retryOn
 	}
-	return e.Status >= 500 && e.Status != http.StatusNotImplemented
+	if e.Status >= 500 && e.Status != http.StatusNotImplemented {
+		return retryOn
+	}
+	return retryNever
 }
+
+// temporary reports whether the same request may fare better later.
+func temporary(err error) bool { return classOf(err) != retryNever }
 
 // retryAfter reads the header of RFC 9110, 10.2.3.
 func retryAfter(h http.Header) time.Duration {

@@ -3,11 +3,6 @@
 package statusapi
 
 import (
-	"context"
-	"encoding/json"
-	"fmt"
-	"net"
-	"net/http"
 	"time"
 
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
@@ -24,44 +19,33 @@ type Status struct {
 	Filling      int            `json:"layersFilling"`
 	Complete     int            `json:"layersComplete"`
 	Quarantined  int            `json:"layersQuarantined"`
-	Fallbacks    int            `json:"fallbacks"`
+	Fallbacks    int            `json:"layersFallback"` // left to containerd; Layers lists them
 	BytesFetched int64          `json:"bytesFetched"`
 	Fills        ondemand.Stats `json:"fetches"`
 
 	Evicted    int                 `json:"layersEvicted"`
+	Leaving    int                 `json:"layersLeaving"`
 	Allocated  int64               `json:"allocated"` // bytes of disk
 	Keepers    int                 `json:"keepers"`
 	Anchored   bool                `json:"anchored"` // by a process that SIGKILL does not end
 	Registries []registry.Trouble  `json:"registriesInTrouble"`
 	Unserved   []snapshot.Unserved `json:"unserved"`
-	Problem    string              `json:"problem,omitempty"` // of the status itself
+	Disk       Disk                `json:"disk"`
+	CacheLimit int64               `json:"cacheLimit"`           // bytes of disk that layers may take, 0 is no limit
+	PassedOver []string            `json:"transportsPassedOver"` // why each better one was not chosen; known to the daemon that chose
+	Problems   []string            `json:"problems"`             // that somebody should see to
+	Problem    string              `json:"problem,omitempty"`    // of the status itself
+}
+
+// Disk is the file system that the root is on.
+type Disk struct {
+	FileSystem string `json:"fileSystem"`
+	Size       int64  `json:"size"` // bytes
+	Free       int64  `json:"free"`
 }
 
 // Layers lists the layers and those that were left to containerd.
 type Layers struct {
 	Layers    []snapshot.LayerStatus `json:"layers"`
 	Fallbacks []snapshot.Fallback    `json:"fallbacks"`
-}
-
-// Get asks a daemon for one of its objects, such as "status".
-func Get(ctx context.Context, socket, object string, v any) error {
-	client := http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-		},
-	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://lacuna/v1/"+object, nil)
-	if err != nil {
-		return err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return fmt.Errorf("ask the daemon (is lacuna-snapshotter running?): %w", err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("ask the daemon for %s: status %s", object, resp.Status)
-	}
-	return json.NewDecoder(resp.Body).Decode(v)
 }

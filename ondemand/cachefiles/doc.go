@@ -15,7 +15,9 @@
 //	device.go  the system calls: set up, poll, read, complete
 //	object.go  one OPEN: a descriptor, its writes and its scan
 //	store.go   a blob's bytes in the cache: what the engine fills
-//	server.go  the transport: one reader, a goroutine for each request
+//	server.go  the transport, and whose objects are whose
+//	loop.go    one reader of requests
+//	answer.go  a goroutine for each request
 //	mount.go   mounts, and where a blob's cache file is
 //	cull.go    freeing cold objects when the kernel asks
 //

@@ -231,7 +231,11 @@ func (n *node) attach(name string, im *image) *mounted {
 		n.t.Fatal(err)
 	}
 	n.t.Cleanup(func() {
-		if err := errors.Join(n.server.Detach(m.blob), m.blob.Close()); err != nil {
+		err := n.server.Detach(m.blob)
+		for late := time.Now().Add(time.Minute); errors.Is(err, ondemand.ErrBusy) && time.Now().Before(late); {
+			err = n.server.Detach(m.blob) // which waits a moment
+		}
+		if err := errors.Join(err, m.blob.Close()); err != nil {
 			n.t.Error(err)
 		}
 	})

@@ -181,6 +181,56 @@ func TestKilledWithFullJournal(t *testing.T) {
 	}
 	needKernel(t)
 	path := filepath.Join(t.TempDir(), "blob")
+	group, j, readers := killed(t, path)
+	s, b := serveFile(t, group, j, path, &letters{})
+	s.Recover()
+	for i := range int64(waiting) {
+		readers = append(readers, startReader(t, path, waiting+i))
+	}
+	for _, r := range readers {
+		r.mustRead(t)
+	}
+	if err := errors.Join(s.Close(), b.Close()); err != nil {
+		t.Error(err)
+	}
+	if left := j.Left(); len(left.Slots) != 0 {
+		t.Errorf("%d requests are left though all are answered", len(left.Slots))
+	}
+}
+
+// TestLostJournal has the same daemon killed and nobody know what it had read: those
+// readers fail, others do not.
+func TestLostJournal(t *testing.T) {
+	needKernel(t)
+	path := filepath.Join(t.TempDir(), "blob")
+	group, _, readers := killed(t, path)
+	if err := Refuse(group); err != nil {
+		t.Fatal(err)
+	}
+	j, err := journal.New(Journal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, b := serveFile(t, group, j, path, &letters{})
+	s.Recover()
+	for _, r := range readers {
+		if err := r.result(t); err == nil {
+			t.Errorf("span %d was read", r.span)
+		}
+		startReader(t, path, r.span).mustRead(t)
+	}
+	if err := errors.Join(s.Close(), b.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
+// waiting is how many readers wait when killed kills the daemon.
+const waiting = 9
+
+// killed has readers wait for a daemon that is killed then, and returns what the next
+// one gets.
+func killed(t *testing.T, path string) (*os.File, *journal.Journal, []*reader) {
+	t.Helper()
 	group, err := NewGroup()
 	if err != nil {
 		t.Fatal(err)
@@ -203,7 +253,6 @@ func TestKilledWithFullJournal(t *testing.T) {
 	if _, err := out.Read(make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}
-	const waiting = 9
 	var readers []*reader
 	for i := range int64(waiting) {
 		readers = append(readers, startReader(t, path, i))
@@ -229,20 +278,8 @@ func TestKilledWithFullJournal(t *testing.T) {
 	if j, err = journal.Open(j.File(), small); err != nil {
 		t.Fatal(err)
 	}
-	s, b := serveFile(t, os.NewFile(uintptr(fd), "group"), j, path, &letters{})
-	s.Recover()
-	for i := range int64(waiting) {
-		readers = append(readers, startReader(t, path, waiting+i))
-	}
-	for _, r := range readers {
-		r.mustRead(t)
-	}
-	if err := errors.Join(s.Close(), b.Close(), group.Close()); err != nil {
-		t.Error(err)
-	}
-	if left := j.Left(); len(left.Slots) != 0 {
-		t.Errorf("%d requests are left though all are answered", len(left.Slots))
-	}
+	t.Cleanup(func() { group.Close() })
+	return os.NewFile(uintptr(fd), "group"), j, readers
 }
 
 // TestNoDescriptors has the kernel unable to make a descriptor for an event. The

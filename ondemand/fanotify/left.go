@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"sync"
 
@@ -200,3 +201,29 @@ func (s *Server) fillLeft(l left) unix.Errno {
 	}
 	return 0
 }
+
+// Refuse denies all that was read of a group and not answered, whose journal is lost
+// or cannot be read: the numbers are unknown, but there are not many that can be. It
+// comes before Serve.
+func Refuse(group *os.File) error {
+	limit := unix.Rlimit{Max: maxNumber}
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return os.NewSyscallError("getrlimit", err)
+	}
+	for fd := range int32(max(maxNumber, min(limit.Max, 16*maxNumber))) {
+		for { // a number may have several
+			_, err := group.Write(answer(fd, unix.EIO))
+			if errors.Is(err, unix.ENOENT) {
+				break
+			}
+			if err != nil {
+				return fmt.Errorf("deny what a dead daemon has read: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// maxNumber is more than a descriptor of a process is where nobody has raised the
+// limit (NR_OPEN, include/uapi/linux/fs.h has 1024 times 1024).
+const maxNumber = 1 << 20

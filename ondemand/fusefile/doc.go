@@ -32,7 +32,8 @@
 // the kernel. The successor tells go-fuse the INIT of the session, which the
 // journal's note has, and answers the requests that were read and not answered:
 // all of them only look. Nodes are numbered by their names, so that the kernel's
-// numbers stay good.
+// numbers stay good. A session that was unmounted or aborted cannot be taken over:
+// Failed tells, and Alive tells the next daemon.
 //
 // Our own process makes no FUSE request: killed in the midst of one it would
 // wait for its own answer, and keep its descriptors from the next daemon. So

@@ -52,6 +52,7 @@ type Shape struct {
 const (
 	magic    = "LACUNAJ3"
 	header   = 4096
+	sizesAt  = 24
 	slotHead = 4
 
 	// maxSlots is the most threads there can be, each of which waits for one
@@ -94,7 +95,7 @@ func New(s Shape) (*Journal, error) {
 		return nil, errors.Join(fmt.Errorf("allocate a journal: %w", err), unix.Close(fd))
 	}
 	f := os.NewFile(uintptr(fd), "journal")
-	for at, b := range map[int64][]byte{0: []byte(magic), 24: s.sizes()} {
+	for at, b := range map[int64][]byte{0: []byte(magic), sizesAt: s.sizes()} {
 		if _, err := f.WriteAt(b, at); err != nil {
 			f.Close()
 			return nil, err
@@ -103,15 +104,38 @@ func New(s Shape) (*Journal, error) {
 	return Open(f, s)
 }
 
-// Open maps a journal, which it owns from now on.
-func Open(f *os.File, s Shape) (*Journal, error) {
+// Fits reports why a file is no journal of a shape: one of another version, or
+// something else.
+func Fits(f *os.File, s Shape) error {
+	_, err := slots(f, s)
+	return err
+}
+
+// slots is how many a journal has room for.
+func slots(f *os.File, s Shape) (int, error) {
 	info, err := f.Stat()
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
-	slots := (info.Size() - int64(s.fixed())) / int64(slotHead+s.Slot)
-	if info.Size() < int64(s.fixed()) || slots > maxSlots {
-		return nil, fmt.Errorf("journal of %d bytes: it is of another version", info.Size())
+	n := (info.Size() - int64(s.fixed())) / int64(slotHead+s.Slot)
+	if info.Size() < int64(s.fixed()) || n > maxSlots {
+		return 0, fmt.Errorf("journal of %d bytes: it is of another version", info.Size())
+	}
+	head := make([]byte, sizesAt+len(s.sizes()))
+	if _, err := f.ReadAt(head, 0); err != nil {
+		return 0, err
+	}
+	if string(head[:len(magic)]) != magic || string(head[sizesAt:]) != string(s.sizes()) {
+		return 0, fmt.Errorf("journal begins with %q and %x: it is of another version", head[:len(magic)], head[sizesAt:])
+	}
+	return int(n), nil
+}
+
+// Open maps a journal, which it owns from now on.
+func Open(f *os.File, s Shape) (*Journal, error) {
+	n, err := slots(f, s)
+	if err != nil {
+		return nil, err
 	}
 	var mem []byte
 	err = descriptor.Use(f, func(fd int) (err error) {
@@ -121,10 +145,7 @@ func Open(f *os.File, s Shape) (*Journal, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map journal: %w", err)
 	}
-	if string(mem[:len(magic)]) != magic || string(mem[24:48]) != string(s.sizes()) {
-		return nil, fmt.Errorf("journal begins with %q and %x: it is of another version", mem[:len(magic)], mem[24:48])
-	}
-	j := &Journal{Shape: s, file: f, mem: mem, slots: int(slots)}
+	j := &Journal{Shape: s, file: f, mem: mem, slots: n}
 	for i := j.slots - 1; i >= 0; i-- {
 		if binary.NativeEndian.Uint32(j.slot(i)) == 0 {
 			j.free = append(j.free, i)

@@ -148,6 +148,12 @@ func TestAnotherVersion(t *testing.T) {
 	if _, err := Open(j.File(), other); err == nil {
 		t.Error("another shape was taken")
 	}
+	if err := Fits(j.File(), other); err == nil {
+		t.Error("another shape fits")
+	}
+	if err := Fits(j.File(), shape); err != nil {
+		t.Error(err)
+	}
 	f, err := os.CreateTemp(t.TempDir(), "")
 	if err != nil {
 		t.Fatal(err)

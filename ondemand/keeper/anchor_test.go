@@ -128,11 +128,10 @@ func TestAnchorOutlivesEverything(t *testing.T) {
 	if err := s.End(); err != nil {
 		t.Error(err)
 	}
-	for _, what := range []string{"anchor", "keeper"} {
-		if pids := running(t, what, dir); len(pids) != 0 {
-			t.Errorf("processes %v are left", pids)
-		}
-	}
+	// They have let go of everything, and end.
+	eventually(t, "no process", func() bool {
+		return len(running(t, "anchor", dir)) == 0 && len(running(t, "keeper", dir)) == 0
+	})
 }
 
 // TestAnchorsOfADeadStart has two, as after a daemon that died before it could

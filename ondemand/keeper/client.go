@@ -1,12 +1,14 @@
 package keeper
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -148,13 +150,10 @@ func Start(socket string, args ...string) (*Keeper, error) {
 	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	old := unix.Umask(0o177)
-	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: socket, Net: "unixpacket"})
-	unix.Umask(old)
+	l, err := listen(socket)
 	if err != nil {
 		return nil, err
 	}
-	l.SetUnlinkOnClose(false)
 	defer l.Close()
 	listener, err := l.File()
 	if err != nil {
@@ -177,4 +176,20 @@ func Start(socket string, args ...string) (*Keeper, error) {
 	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", cmd.Process.Pid), []byte("-999"), 0)
 	go func() { _ = cmd.Wait() }() // no zombie while we live
 	return Connect(socket)
+}
+
+// listen makes a socket that only its owner can use. The umask stays as it is: it is
+// the whole process's, which makes other files at the same time. bind(2) gives the
+// file the mode of the socket's own inode (net/unix/af_unix.c, unix_bind_bsd).
+func listen(path string) (*net.UnixListener, error) {
+	c := net.ListenConfig{Control: func(_, _ string, conn syscall.RawConn) (err error) {
+		return errors.Join(conn.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }), err)
+	}}
+	l, err := c.Listen(context.Background(), "unixpacket", path)
+	if err != nil {
+		return nil, err
+	}
+	listener, _ := l.(*net.UnixListener) // as unixpacket's are
+	listener.SetUnlinkOnClose(false)
+	return listener, nil
 }

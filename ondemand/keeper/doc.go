@@ -7,6 +7,7 @@
 //	process.go   Run, the keeper's life
 //	client.go    Keeper, the daemon's end of one keeper
 //	set.go       Set, several keepers that hold the same
+//	replace.go   starting those that are missing
 //	systemd.go   the service manager's descriptor store, one more holder
 //	anchor.go    one more that SIGKILL does not end
 //	freezer.go   the cgroup that makes it so

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -173,6 +174,120 @@ func TestDeadKeeperIsReplaced(t *testing.T) {
 		if err := k.End(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestMissingKeeperIsTriedAgain kills a keeper while none can be started: it is told
+// to be missing, and is there, with what is held by then, as soon as one can be.
+func TestMissingKeeperIsTriedAgain(t *testing.T) {
+	dir := t.TempDir()
+	s, _ := open(t, dir)
+	r, w := pipe(t)
+	keep(t, s, "r", r)
+	for i := range 2 { // something is in the way, whichever it is
+		if err := errors.Join(os.Remove(s.socket(i)), os.MkdirAll(filepath.Join(s.socket(i), "something"), 0o700)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Kill(processes(t, dir)[0], unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	missing := func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return slices.Contains(s.keepers, nil)
+	}
+	eventually(t, "a failed start", missing)
+	if n := s.Alive(); n != 1 {
+		t.Errorf("%d keepers are alive, of 2 one is missing", n)
+	}
+	keep(t, s, "w", w)
+	for i := range 2 {
+		if err := os.Remove(filepath.Join(s.socket(i), "something")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "a new keeper", func() bool { return s.Alive() == 2 })
+	for i := range 2 {
+		s.mu.Lock()
+		k := s.keepers[i]
+		s.mu.Unlock()
+		held, err := k.Take()
+		if err != nil || len(held) != 2 {
+			t.Errorf("keeper %d holds %v, %v", i, held, err)
+		}
+		for _, h := range held {
+			h.File.Close()
+		}
+	}
+	if err := s.End(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestLeaveWhileAKeeperIsMissing ends a set that waits to try again.
+func TestLeaveWhileAKeeperIsMissing(t *testing.T) {
+	dir := t.TempDir()
+	socket := filepath.Join(dir, "keeper0.sock")
+	if err := os.MkdirAll(filepath.Join(socket, "something"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s, _ := open(t, dir)
+	if n := s.Alive(); n != 1 {
+		t.Errorf("%d keepers are alive, of 2 one is missing", n)
+	}
+	if err := os.Remove(filepath.Join(socket, "something")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.End(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestUmaskIsLeftAlone starts keepers while others make files.
+func TestUmaskIsLeftAlone(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "before"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.Stat(filepath.Join(dir, "before"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop, done := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+			}
+			path := filepath.Join(dir, fmt.Sprint("dir", i))
+			if err := os.Mkdir(path, 0o755); err != nil {
+				done <- err
+				return
+			}
+			if info, err := os.Stat(path); err != nil || info.Mode() != before.Mode() {
+				done <- fmt.Errorf("a directory of another goroutine has %v, and %v before: %w", info.Mode(), before.Mode(), err)
+				return
+			}
+		}
+	}()
+	for i := range 30 {
+		path := filepath.Join(dir, fmt.Sprint("socket", i))
+		l, err := listen(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("socket: %v, %v", info, err)
+		}
+		l.Close()
+	}
+	close(stop)
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
 

@@ -86,7 +86,8 @@ func (p *process) answer(conn *net.UnixConn, m packet) error {
 			}
 		}
 	case cmdEnd:
-		p.once.Do(func() { close(p.end) })
+		// Behind the answer: the process ends with it.
+		defer p.once.Do(func() { close(p.end) })
 	}
 	m.close()
 	return send(conn, ansDone, "", -1)

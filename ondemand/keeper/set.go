@@ -28,6 +28,7 @@ type Set struct {
 	anchored bool       // by an anchor of ours
 	held     shelf[int] // our own duplicates
 	leaving  bool
+	left     chan struct{} // closed when we are leaving
 	watch    sync.WaitGroup
 }
 
@@ -39,7 +40,7 @@ type Program struct{ Keeper, Anchor []string }
 // and the anchors, nil where there were none; it is the caller's, and is held on
 // under its labels.
 func Open(dir string, count int, program Program, log *slog.Logger) (s *Set, found map[string]*os.File, err error) {
-	s = &Set{dir: dir, program: program, log: log, keepers: make([]*Keeper, count)}
+	s = &Set{dir: dir, program: program, log: log, keepers: make([]*Keeper, count), left: make(chan struct{})}
 	if s.systemd, found, err = OpenSystemd(); err != nil {
 		log.Warn("the service manager's descriptor store cannot be used", "error", err)
 	}
@@ -69,16 +70,8 @@ func Open(dir string, count int, program Program, log *slog.Logger) (s *Set, fou
 	if found, err = s.adoptAnchored(found); err != nil {
 		return nil, nil, err
 	}
-	for i, k := range s.keepers {
-		if k == nil {
-			if s.keepers[i], err = s.start(i); err != nil {
-				return nil, nil, err
-			}
-		} else if err := s.fill(k); err != nil {
-			return nil, nil, err
-		}
-		s.watch.Add(1)
-		go s.replace(i, s.keepers[i])
+	if err := s.complete(); err != nil {
+		return nil, nil, err
 	}
 	return s, found, nil
 }
@@ -135,7 +128,10 @@ func (s *Set) start(i int) (*Keeper, error) {
 	if err != nil {
 		return nil, err
 	}
-	return k, s.fill(k)
+	if err := s.fill(k); err != nil {
+		return nil, errors.Join(err, k.End())
+	}
+	return k, nil
 }
 
 // fill gives a keeper all that is held, in order: should we die meanwhile it has
@@ -147,28 +143,6 @@ func (s *Set) fill(k *Keeper) error {
 		}
 	}
 	return nil
-}
-
-// replace starts another keeper for one that has died.
-func (s *Set) replace(i int, k *Keeper) {
-	defer s.watch.Done()
-	for {
-		<-k.Dead()
-		s.mu.Lock()
-		if s.leaving {
-			s.mu.Unlock()
-			return
-		}
-		s.log.Warn("a keeper has died; starting another", "socket", s.socket(i))
-		next, err := s.start(i)
-		s.keepers[i] = next
-		s.mu.Unlock()
-		if err != nil {
-			s.log.Error("a keeper is missing: one more death would let go of what it holds", "error", err)
-			return
-		}
-		k = next
-	}
 }
 
 // Keep holds a duplicate of a descriptor in every keeper.
@@ -279,7 +253,10 @@ func (s *Set) End() error {
 
 func (s *Set) part(how func(*Keeper) error) error {
 	s.mu.Lock()
-	s.leaving = true
+	if !s.leaving {
+		s.leaving = true
+		close(s.left)
+	}
 	err := s.each(how)
 	for _, h := range s.held {
 		unix.Close(h.thing)

@@ -132,8 +132,8 @@ func failure(t *testing.T, f *fixture) {
 
 func release(t *testing.T, f *fixture) {
 	l := f.layer("a", 60, 5)
-	if err := l.blob.Fill(t.Context(), 0, l.blob.Size()); err != nil {
-		t.Fatal(err)
+	if err := errors.Join(l.blob.Fill(t.Context(), 0, l.blob.Size()), l.blob.Sync()); err != nil || !l.blob.Durable() {
+		t.Fatal(l.blob.Durable(), err)
 	}
 	if err := f.transport.Release(l.blob); err != nil {
 		t.Fatal(err)

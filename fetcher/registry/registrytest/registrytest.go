@@ -4,10 +4,13 @@
 package registrytest
 
 import (
+	"encoding/pem"
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
-	"strconv"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -16,9 +19,6 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Fault changes how one blob request is answered. It returns whether it did so.
-type Fault func(w http.ResponseWriter, req *http.Request, content []byte) bool
-
 // Registry is the server. Its fields may be changed with Set while it runs.
 type Registry struct {
 	*httptest.Server
@@ -26,25 +26,66 @@ type Registry struct {
 
 	mu        sync.Mutex
 	blobs     map[digest.Digest][]byte
-	manifests map[string][]byte // by tag and by digest
-	referrers map[string][]byte // by subject
+	manifests map[string][]byte   // by tag and by digest
+	referrers map[string][]byte   // by subject
+	pages     map[string][]string // queries of further pages, by subject
 	faults    []Fault
 	requests  []string
-	token     string // required when not empty
-	tokens    int    // tokens handed out
+	queries   []string // of those, in their order
+	token     string   // required when not empty
+	life      int      // seconds that a token is said to last, if not 0
+	tokens    int      // asked for
+	tokenBad  []Fault
+	openAPI   bool // the referrers API answers before authorization
 }
 
 // New starts a registry that ends with the test.
 func New(t testing.TB) *Registry {
-	r := &Registry{t: t, blobs: map[digest.Digest][]byte{}, manifests: map[string][]byte{}, referrers: map[string][]byte{}}
-	r.Server = httptest.NewServer(http.HandlerFunc(r.serve))
+	r := registry(t)
+	r.Start()
 	t.Cleanup(r.Close)
 	return r
 }
 
+// NewTLS starts a registry with TLS and HTTP/2, ten streams a connection. Its certificate is trusted by nobody:
+// CA writes it.
+func NewTLS(t testing.TB) *Registry {
+	r := registry(t)
+	r.EnableHTTP2 = true
+	r.Config.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: 10}
+	r.StartTLS()
+	t.Cleanup(r.Close)
+	return r
+}
+
+func registry(t testing.TB) *Registry {
+	r := &Registry{
+		t: t, blobs: map[digest.Digest][]byte{}, manifests: map[string][]byte{},
+		referrers: map[string][]byte{}, pages: map[string][]string{},
+	}
+	r.Server = httptest.NewUnstartedServer(http.HandlerFunc(r.serve))
+	r.Config.ErrorLog = log.New(io.Discard, "", 0) // clients that break off are the point
+	return r
+}
+
+// CA writes the certificate of a registry with TLS to a file.
+func (r *Registry) CA(path string) {
+	r.t.Helper()
+	block := &pem.Block{Type: "CERTIFICATE", Bytes: r.Certificate().Raw}
+	if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// Host is the registry's address as image references have it.
+func (r *Registry) Host() string {
+	_, host, _ := strings.Cut(r.URL, "://")
+	return host
+}
+
 // Ref is an image reference on this registry, with its plain-HTTP host.
 func (r *Registry) Ref(tag string) string {
-	return strings.TrimPrefix(r.URL, "http://") + "/test/image:" + tag
+	return r.Host() + "/test/image:" + tag
 }
 
 // AddBlob stores a blob.
@@ -70,6 +111,52 @@ func (r *Registry) AddReferrers(subject digest.Digest, index []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.referrers[subject.String()] = index
+}
+
+// AddPages makes the referrers API answer in pages: query leads from each to the
+// next.
+func (r *Registry) AddPages(subject digest.Digest, pages ...[]byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i, p := range pages {
+		key := subject.String()
+		if i > 0 {
+			key += fmt.Sprintf("?page=%d", i)
+		}
+		r.referrers[key] = p
+		if i+1 < len(pages) {
+			r.pages[key] = []string{fmt.Sprintf("page=%d", i+1)}
+		}
+	}
+}
+
+// OpenAPI makes the referrers API answer before it looks at credentials, as
+// registries do that have none: 404.
+func (r *Registry) OpenAPI() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.openAPI = true
+}
+
+// FailTokens makes the next token requests go through the given faults, one each.
+func (r *Registry) FailTokens(faults ...Fault) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.tokenBad = append(r.tokenBad, faults...)
+}
+
+// TokenLife makes tokens say that they last for some seconds.
+func (r *Registry) TokenLife(seconds int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.life = seconds
+}
+
+// Queries returns the queries of what Requests returns.
+func (r *Registry) Queries() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return append([]string(nil), r.queries...)
 }
 
 // Fail makes the next blob requests go through the given faults, one each.
@@ -101,7 +188,7 @@ func (r *Registry) Requests() []string {
 	return append([]string(nil), r.requests...)
 }
 
-// Tokens returns how many tokens were handed out.
+// Tokens returns how many tokens were asked for.
 func (r *Registry) Tokens() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -111,17 +198,14 @@ func (r *Registry) Tokens() int {
 func (r *Registry) serve(w http.ResponseWriter, req *http.Request) {
 	r.mu.Lock()
 	r.requests = append(r.requests, strings.TrimSpace(req.Method+" "+req.URL.Path+" "+req.Header.Get("Range")))
-	token := r.token
+	r.queries = append(r.queries, req.URL.RawQuery)
+	token, open := r.token, r.openAPI && strings.Contains(req.URL.Path, "/referrers/")
 	r.mu.Unlock()
 	if req.URL.Path == "/token" {
-		r.mu.Lock()
-		r.tokens++
-		r.mu.Unlock()
-		w.Header().Set("Content-Type", "application/json")
-		fmt.Fprintf(w, `{"token":%q}`, token)
+		r.serveToken(w, req)
 		return
 	}
-	if token != "" && req.Header.Get("Authorization") != "Bearer "+token {
+	if token != "" && !open && req.Header.Get("Authorization") != "Bearer "+token {
 		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="test"`, r.URL))
 		w.WriteHeader(http.StatusUnauthorized)
 		return
@@ -132,12 +216,43 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) {
 	case strings.HasSuffix(req.URL.Path[:i], "/manifests"):
 		r.serveBytes(w, r.lookup(r.manifests, object), "application/vnd.oci.image.manifest.v1+json")
 	case strings.HasSuffix(req.URL.Path[:i], "/referrers"):
-		r.serveBytes(w, r.lookup(r.referrers, object), "application/vnd.oci.image.index.v1+json")
+		r.servePage(w, req, object)
 	case strings.HasSuffix(req.URL.Path[:i], "/blobs"):
 		r.serveBlob(w, req, object)
 	default:
 		w.WriteHeader(http.StatusNotFound)
 	}
+}
+
+func (r *Registry) serveToken(w http.ResponseWriter, req *http.Request) {
+	r.mu.Lock()
+	r.tokens++
+	var fault Fault
+	if len(r.tokenBad) > 0 {
+		fault, r.tokenBad = r.tokenBad[0], r.tokenBad[1:]
+	}
+	r.mu.Unlock()
+	if fault != nil && fault(w, req, nil) {
+		return
+	}
+	r.mu.Lock()
+	token, life := r.token, r.life
+	r.mu.Unlock()
+	w.Header().Set("Content-Type", "application/json")
+	fmt.Fprintf(w, `{"token":%q,"expires_in":%d}`, token, life)
+}
+
+func (r *Registry) servePage(w http.ResponseWriter, req *http.Request, object string) {
+	if page := req.URL.Query().Get("page"); page != "" {
+		object += "?page=" + page
+	}
+	r.mu.Lock()
+	next := r.pages[object]
+	r.mu.Unlock()
+	for _, query := range next {
+		w.Header().Set("Link", fmt.Sprintf(`<%s?%s>; rel="next"`, req.URL.Path, query))
+	}
+	r.serveBytes(w, r.lookup(r.referrers, object), "application/vnd.oci.image.index.v1+json")
 }
 
 func (r *Registry) lookup(m map[string][]byte, key string) []byte {
@@ -176,75 +291,4 @@ func (r *Registry) serveBlob(w http.ResponseWriter, req *http.Request, object st
 // ServeRange answers a range request as it should be.
 func ServeRange(w http.ResponseWriter, req *http.Request, content []byte) {
 	http.ServeContent(w, req, "", time.Time{}, strings.NewReader(string(content)))
-}
-
-// Status answers with a status, and with Retry-After where seconds is not "".
-func Status(code int, seconds string) Fault {
-	return func(w http.ResponseWriter, _ *http.Request, _ []byte) bool {
-		if seconds != "" {
-			w.Header().Set("Retry-After", seconds)
-		}
-		w.WriteHeader(code)
-		return true
-	}
-}
-
-// Whole ignores the range and answers 200 with everything.
-func Whole(w http.ResponseWriter, req *http.Request, content []byte) bool {
-	req.Header.Del("Range")
-	ServeRange(w, req, content)
-	return true
-}
-
-// Short announces the whole range and breaks off after n bytes.
-func Short(n int) Fault {
-	return func(w http.ResponseWriter, req *http.Request, content []byte) bool {
-		first, last := bounds(req)
-		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", first, last, len(content)))
-		w.Header().Set("Content-Length", strconv.Itoa(last-first+1))
-		w.WriteHeader(http.StatusPartialContent)
-		_, _ = w.Write(content[first : first+n])
-		panic(http.ErrAbortHandler)
-	}
-}
-
-// OtherRange answers with a range that was not asked for.
-func OtherRange(w http.ResponseWriter, req *http.Request, content []byte) bool {
-	first, last := bounds(req)
-	w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", first+1, last, len(content)))
-	w.WriteHeader(http.StatusPartialContent)
-	_, _ = w.Write(content[first+1 : last+1])
-	return true
-}
-
-// Flip damages one byte of the answer.
-func Flip(w http.ResponseWriter, req *http.Request, content []byte) bool {
-	first, last := bounds(req)
-	bad := append([]byte(nil), content...)
-	bad[(first+last)/2] ^= 0x40
-	ServeRange(w, req, bad)
-	return true
-}
-
-// Redirect sends the client elsewhere.
-func Redirect(to string) Fault {
-	return func(w http.ResponseWriter, req *http.Request, _ []byte) bool {
-		http.Redirect(w, req, to, http.StatusTemporaryRedirect)
-		return true
-	}
-}
-
-// Hang answers the header and then nothing until the client goes away.
-func Hang(w http.ResponseWriter, req *http.Request, content []byte) bool {
-	first, last := bounds(req)
-	w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", first, last, len(content)))
-	w.WriteHeader(http.StatusPartialContent)
-	_ = http.NewResponseController(w).Flush()
-	<-req.Context().Done()
-	return true
-}
-
-func bounds(req *http.Request) (first, last int) {
-	_, _ = fmt.Sscanf(req.Header.Get("Range"), "bytes=%d-%d", &first, &last)
-	return first, last
 }

@@ -1,0 +1,94 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// fileSystems are names for what statfs(2) calls by number.
+var fileSystems = map[uint32]string{
+	unix.OVERLAYFS_SUPER_MAGIC: "overlayfs", unix.TMPFS_MAGIC: "tmpfs", unix.EXT4_SUPER_MAGIC: "ext4",
+	unix.XFS_SUPER_MAGIC: "xfs", unix.BTRFS_SUPER_MAGIC: "btrfs", unix.NFS_SUPER_MAGIC: "nfs",
+	unix.FUSE_SUPER_MAGIC: "fuse", unix.F2FS_SUPER_MAGIC: "f2fs", unix.MSDOS_SUPER_MAGIC: "vfat",
+}
+
+// disk is the file system that a directory is on.
+type disk struct {
+	kind       string
+	size, free int64 // bytes, those that only root may take left out
+}
+
+func diskOf(dir string) (disk, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return disk{}, &os.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	kind := fileSystems[uint32(st.Type)]
+	if kind == "" {
+		kind = fmt.Sprintf("file system %#x", uint32(st.Type))
+	}
+	return disk{kind, int64(st.Blocks) * st.Bsize, int64(st.Bavail) * st.Bsize}, nil
+}
+
+const (
+	// fullBelow is so little room that reads of holes fail, in bytes.
+	fullBelow = 16 << 20
+	// shortBelow is how much must be free for layers to be filled ahead, in percent,
+	// as package snapshot has it.
+	shortBelow = 5
+)
+
+// problem says what want of room means, or nothing.
+func (d disk) problem() string {
+	switch {
+	case d.free < fullBelow:
+		return "the disk of the root is full: what is not there yet cannot be read, containers get EIO"
+	case d.free*100 < d.size*shortBelow:
+		return fmt.Sprintf("less than %d %% of the root's disk is free: layers are not filled ahead", shortBelow)
+	}
+	return ""
+}
+
+// checkRoot fails where containers could not be mounted: overlayfs wants of the
+// file system of its upper directory what not all have.
+func checkRoot(root string) error {
+	d, err := diskOf(root)
+	if err != nil {
+		return err
+	}
+	err = tryOverlay(root)
+	// Without the system calls, or the right to them, nothing is known.
+	if err == nil || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
+		return nil
+	}
+	return fmt.Errorf("root %s is on %s, on which the kernel mounts no containers (overlayfs: %w): set root to a directory on ext4, xfs or btrfs; in a container, to a volume", root, d.kind, err)
+}
+
+// tryOverlay makes an overlay with its upper directory in dir, and lets go of it.
+// It is never at any path.
+func tryOverlay(dir string) (err error) {
+	probe, err := os.MkdirTemp(dir, ".overlay-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(probe)) }()
+	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fs)
+	for _, option := range []string{"lowerdir", "upperdir", "workdir"} {
+		path := filepath.Join(probe, option)
+		if err := os.Mkdir(path, 0o700); err != nil {
+			return err
+		}
+		if err := unix.FsconfigSetString(fs, option, path); err != nil {
+			return err
+		}
+	}
+	return unix.FsconfigCreate(fs)
+}

@@ -1,0 +1,129 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"text/tabwriter"
+
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	"github.com/spf13/cobra"
+
+	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
+)
+
+// row is one layer in a listing.
+type row struct {
+	Layer       digest.Digest `json:"layer"`
+	Size        int64         `json:"size"`
+	Index       int64         `json:"indexSize"`
+	Head        int64         `json:"headSize"`
+	Checkpoints int           `json:"checkpoints"`
+	Spans       int64         `json:"spans"`
+	Files       int64         `json:"blobSize"`
+	Note        string        `json:"note,omitempty"`
+}
+
+func rowOf(l index.ImageLayer, h *index.Head) row {
+	return row{l.Digest, l.Size, h.BlobSize(), h.Size, len(h.Map.Checkpoints), h.Map.Spans(), h.Map.BlobSize, ""}
+}
+
+func (e *indexer) result(note string) result {
+	return result{Image: e.ref, Platform: platforms.FormatAll(e.image.Platform), Layers: []row{}, Note: note}
+}
+
+// report tells what the store has of layers.
+func (e *indexer) report(outcomes []index.Outcome, note string) result {
+	r := e.result(note)
+	for _, o := range outcomes {
+		h, err := e.store.Head(o.Layer.Digest)
+		if err = errors.Join(o.Err, err); o.Err != nil {
+			err = o.Err
+		}
+		if err != nil {
+			r.Layers = append(r.Layers, row{Layer: o.Layer.Digest, Size: o.Layer.Size, Note: err.Error()})
+			continue
+		}
+		r.Layers = append(r.Layers, rowOf(o.Layer, h))
+	}
+	return r
+}
+
+// inspect tells what the registry has, or what the store has where the registry
+// has none.
+func (e *indexer) inspect(cmd *cobra.Command) (result, error) {
+	artifact, err := index.Find(cmd.Context(), e.image.Repo, e.image.Manifest.Digest)
+	if errors.Is(err, index.ErrNone) {
+		return e.inspectStore()
+	}
+	if err != nil {
+		return result{}, err
+	}
+	r := e.result("in " + e.image.Repo.Name())
+	for _, l := range e.image.Layers {
+		one := row{Layer: l.Digest, Size: l.Size, Note: "no index"}
+		for _, entry := range artifact.Entries {
+			if entry.Layer != l.Digest {
+				continue
+			}
+			b, err := index.FetchHead(cmd.Context(), e.image.Repo, entry)
+			if err != nil {
+				return result{}, err
+			}
+			h, err := index.DecodeHead(b)
+			if err != nil {
+				return result{}, err
+			}
+			one = rowOf(l, h)
+		}
+		r.Layers = append(r.Layers, one)
+	}
+	return r, nil
+}
+
+func (e *indexer) inspectStore() (result, error) {
+	var outcomes []index.Outcome
+	there := false
+	for _, l := range e.image.Layers {
+		outcomes = append(outcomes, index.Outcome{Layer: l})
+		_, err := e.store.Head(l.Digest)
+		there = there || err == nil
+	}
+	if !there {
+		return result{}, fmt.Errorf("image %s: %w in %s nor here: lacunactl index create makes one", e.ref, index.ErrNone, e.image.Repo.Name())
+	}
+	return e.report(outcomes, "the registry has no index; this is what the store has"), nil
+}
+
+// print is for people.
+func (e *indexer) print(out io.Writer, r result) error {
+	if e.many {
+		fmt.Fprintf(out, "%s\n", r.Platform)
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "LAYER\tSIZE\tINDEX\tBEFORE MOUNT\tCHECKPOINTS\tSPANS\tFILES")
+	var size, total int64
+	for _, r := range r.Layers {
+		if r.Index == 0 {
+			fmt.Fprintf(w, "%s\t%s\t%s\n", r.Layer.Encoded()[:12], byteCount(r.Size), r.Note)
+			continue
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%s\n", r.Layer.Encoded()[:12], byteCount(r.Size), byteCount(r.Index), byteCount(r.Head), r.Checkpoints, r.Spans, byteCount(r.Files))
+		size, total = size+r.Size, total+r.Index
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if size > 0 {
+		fmt.Fprintf(out, "index: %s for %s of layers, %.2f %%; %s\n", byteCount(total), byteCount(size), 100*float64(total)/float64(size), r.Note)
+	}
+	if r.Pushed != nil {
+		how := "the registry lists it as a referrer"
+		if r.Pushed.Tagged {
+			how = "by tag, for this registry has no referrers API"
+		}
+		fmt.Fprintf(out, "pushed %s (%s)\n", r.Pushed.Manifest.Digest, how)
+	}
+	return nil
+}

@@ -1,0 +1,85 @@
+package config
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/pelletier/go-toml/v2/unstable"
+)
+
+// Duration is written as Go writes it, such as "1m30s". A number without a unit
+// is refused: it is a struct because go-toml stores a number straight into
+// whatever is an integer in Go, and 30 would be 30 nanoseconds.
+type Duration struct{ time.Duration }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	switch {
+	case err != nil && number(b):
+		return refuse(b, "%s has no unit: write %q for seconds", b, string(b)+"s")
+	case err != nil:
+		return refuse(b, "%q is no duration: write %q, %q or %q", b, "30s", "1m30s", "100ms")
+	case v < 0:
+		return refuse(b, "negative duration %q", b)
+	}
+	d.Duration = v
+	return nil
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// Size is a number of bytes: a whole number, or text with a unit such as "64MiB" or
+// "10GB".
+type Size int64
+
+// units of sizes, the longest names first.
+var units = []struct {
+	name  string
+	bytes float64
+}{
+	{"KiB", 1 << 10},
+	{"MiB", 1 << 20},
+	{"GiB", 1 << 30},
+	{"TiB", 1 << 40},
+	{"kB", 1e3},
+	{"KB", 1e3},
+	{"MB", 1e6},
+	{"GB", 1e9},
+	{"TB", 1e12},
+	{"B", 1},
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *Size) UnmarshalText(b []byte) error {
+	text, unit := string(b), 1.0
+	for _, u := range units {
+		if rest, ok := strings.CutSuffix(text, u.name); ok {
+			text, unit = strings.TrimSpace(rest), u.bytes
+			break
+		}
+	}
+	// ParseFloat knows words and signs too; a size has digits and a point.
+	v, err := strconv.ParseFloat(text, 64)
+	if err != nil || !number([]byte(text)) || v*unit != math.Trunc(v*unit) || v*unit >= 1<<62 {
+		return refuse(b, "%q is no size in bytes: write %q, %q or a whole number", b, "64MiB", "10GB")
+	}
+	*s = Size(v * unit)
+	return nil
+}
+
+// number reports whether text is digits, with a point and a minus at most.
+func number(b []byte) bool {
+	text := strings.Replace(strings.TrimPrefix(string(b), "-"), ".", "", 1)
+	return text != "" && strings.Trim(text, "0123456789") == ""
+}
+
+// refuse is an error about a value. go-toml finds the line of one that is no string
+// by the bytes, which are a part of its document.
+func refuse(value []byte, format string, args ...any) error {
+	return &unstable.ParserError{Highlight: value, Message: fmt.Sprintf(format, args...)}
+}

@@ -1,0 +1,92 @@
+package erofs
+
+import (
+	"bytes"
+	"encoding/binary"
+	"hash/crc32"
+)
+
+// superblock is what of the superblock and the device slot differs from one
+// bootstrap to another.
+type superblock struct {
+	rootNid    uint64 // below 1<<16
+	inodes     uint64
+	blocks     uint32 // of the bootstrap
+	blobBlocks uint32
+}
+
+// encode writes struct erofs_super_block and struct erofs_deviceslot but for the
+// checksum. What it leaves zero, the kernel takes as follows, or does not read
+// (fs/erofs/super.c and erofs_fs.h, Linux 6.18):
+//
+//	sb_extslots, dirblkbits             none, and blocks as elsewhere
+//	build_time, build_time_nsec         for compact inodes, which are refused
+//	meta_blkaddr, xattr_blkaddr         nids and shared ids count from offset 0
+//	uuid, volume_name                   shown to users
+//	lz4_max_distance (compr_algs)       no compression
+//	xattr_prefix_count, _prefix_start   no long name prefixes
+//	packed_nid, metabox_nid             no such inodes
+//	xattr_filter_reserved, ishare_...   for features that are off
+//	rootnid_8b, *_hi                    for 48-bit layouts, which are off
+//	slot: tag                           the mount option names the device
+//	slot: mapped_blkaddr (uniaddr)      primary addresses never lead to the device
+func (s superblock) encode(b []byte) {
+	le := binary.LittleEndian
+	le.PutUint32(b[0:], superMagic)
+	le.PutUint32(b[8:], compatSuperChecksum|compatMtime)
+	b[12] = blockBits
+	le.PutUint16(b[14:], uint16(s.rootNid))
+	le.PutUint64(b[16:], s.inodes)
+	le.PutUint32(b[36:], s.blocks)
+	le.PutUint32(b[80:], incompatChunkedFile|incompatDeviceTable)
+	le.PutUint16(b[86:], 1) // extra_devices
+	le.PutUint16(b[88:], (superOffset+superSize)/deviceSlotSize)
+	le.PutUint32(b[superSize+64:], s.blobBlocks)
+}
+
+// decodeSuper reads a superblock with its device slot. Whatever encode would
+// write in another way is refused, so there is no field that nobody has looked
+// at.
+func decodeSuper(data []byte) (superblock, error) {
+	b := data[superOffset : superOffset+superSize+deviceSlotSize]
+	le := binary.LittleEndian
+	s := superblock{
+		rootNid: uint64(le.Uint16(b[14:])), inodes: le.Uint64(b[16:]),
+		blocks: le.Uint32(b[36:]), blobBlocks: le.Uint32(b[superSize+64:]),
+	}
+	switch {
+	case le.Uint32(b) != superMagic:
+		return s, corrupt("magic %#x", le.Uint32(b))
+	case le.Uint32(b[8:]) != compatSuperChecksum|compatMtime,
+		le.Uint32(b[80:]) != incompatChunkedFile|incompatDeviceTable:
+		return s, corrupt("features %#x, %#x", le.Uint32(b[8:]), le.Uint32(b[80:]))
+	case le.Uint32(b[4:]) != superChecksum(data):
+		return s, corrupt("superblock checksum")
+	case int64(s.blocks)*BlockSize != int64(len(data)):
+		return s, corrupt("%d blocks in %d bytes", s.blocks, len(data))
+	case int64(s.blobBlocks)*BlockSize > maxBlob:
+		return s, corrupt("blob of %d blocks", s.blobBlocks)
+	}
+	want := make([]byte, len(b))
+	s.encode(want)
+	copy(want[4:8], b[4:8])
+	for i := range b {
+		if b[i] != want[i] {
+			return s, corrupt("superblock: byte %d is %#x, only %#x is known", i, b[i], want[i])
+		}
+	}
+	if !bytes.Equal(data[:superOffset], make([]byte, superOffset)) {
+		return s, corrupt("bytes before the superblock")
+	}
+	return s, nil
+}
+
+// superChecksum is crc32c without the final inversion over the first block
+// from the superblock on, its own field zero (fs/erofs/super.c,
+// erofs_superblock_csum_verify).
+func superChecksum(out []byte) uint32 {
+	block := make([]byte, BlockSize-superOffset)
+	copy(block, out[superOffset:])
+	clear(block[4:8])
+	return ^crc32.Checksum(block, crc32.MakeTable(crc32.Castagnoli))
+}

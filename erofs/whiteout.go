@@ -1,0 +1,40 @@
+package erofs
+
+import (
+	"archive/tar"
+	"fmt"
+	"strings"
+)
+
+// OCI image-spec, layer.md, "Whiteouts".
+const (
+	whiteoutPrefix = ".wh."
+	opaqueMarker   = ".wh..wh..opq"
+
+	opaqueXattr = "trusted.overlay.opaque"
+)
+
+func isWhiteout(base string) bool { return strings.HasPrefix(base, whiteoutPrefix) }
+
+// whiteout does what containerd's OverlayConvertWhiteout does: overlayfs's
+// whiteout is a character device 0/0. What the layer itself has put under the
+// name stays in mknod(2)'s way: there containerd gives up when the layer is on
+// top of another, and removes what is in the way when it is the first one. A
+// layer does not know which it is.
+func (t *Tree) whiteout(dir *Inode, base string, h *tar.Header) error {
+	if base == opaqueMarker {
+		return t.setXattr(dir, opaqueXattr, "y")
+	}
+	name := base[len(whiteoutPrefix):]
+	if name == "" || name == "." || name == ".." {
+		return fmt.Errorf("%w whiteout", ErrInvalid)
+	}
+	if dir.children[name] != nil {
+		return fmt.Errorf("whiteout behind an entry of that name %w", ErrUnsupported)
+	}
+	uid, gid, err := owner(h)
+	if err != nil {
+		return err
+	}
+	return t.add(dir, name, &Inode{Mode: ModeChar, UID: uid, GID: gid, Mtime: boundTime(h.ModTime)})
+}

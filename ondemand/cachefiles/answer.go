@@ -1,0 +1,89 @@
+package cachefiles
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/ondemand"
+)
+
+// open answers an OPEN.
+func (s *Server) open(m message, o *object) {
+	defer close(o.opened)
+	b := s.find(m)
+	if b == nil && s.early() && s.successive() {
+		return // restored for the successor, as when it was read of a dead daemon
+	}
+	if b == nil {
+		s.Log.Warn("the kernel asks for keys that are not attached", "volume", m.volume, "cookie", m.cookie)
+		s.reply(openReply(s.dialect, m, -int64(unix.ENOENT)), m)
+		s.forget(o)
+		return
+	}
+	// While the reply is written the descriptor stays open: the kernel would
+	// fail the OPEN, and reuse the number.
+	err := o.use(func(int) error { return s.kernel.command(openReply(s.dialect, m, b.Size())) })
+	if err != nil {
+		s.Log.Error("answering a cachefiles request", "request", m, "error", err)
+		s.forget(o)
+		return
+	}
+	if s.Keeper != nil {
+		err := o.use(func(fd int) error { return s.Keeper.Keep(label(o.id, o.volume, o.cookie), fd) })
+		if err != nil {
+			s.Log.Error("object is not kept", "cookie", o.cookie, "error", err)
+		}
+		o.kept = err == nil
+	}
+	if err := s.bind(o, b); err != nil {
+		s.Log.Error("looking at a cache file", "cookie", o.cookie, "error", err)
+	}
+}
+
+// fill brings a READ's range, or says in the log why not.
+func (s *Server) fill(m message, o *object) bool {
+	select {
+	case <-o.opened:
+	case <-s.ctx.Done():
+		return false
+	}
+	st := o.bound()
+	var b *ondemand.Blob
+	if st != nil {
+		b = s.lookup(st.key)
+	}
+	if b == nil {
+		ondemand.LogFailure(s.Log, s.successive(), errors.New("its layer is not attached"), "request", m)
+		return false
+	}
+	if st.covers(m.off, m.n) {
+		if err := st.doubt(s.ctx, o); err != nil {
+			s.Log.Error("looking at a cache file", "cookie", o.cookie, "error", err)
+		}
+	}
+	if err := b.Fill(s.ctx, m.off, m.n); err != nil {
+		ondemand.LogFailure(s.Log, s.successive(), err)
+		return false
+	}
+	return true
+}
+
+// complete ends a READ: the kernel looks at the cache file again.
+func (s *Server) complete(m message, o *object) {
+	if s.dialect == V5 {
+		s.reply(readReply(m), m)
+		return
+	}
+	err := o.use(func(fd int) error { return s.kernel.complete(fd, m.id) })
+	// EINVAL: the reader was killed, or the object dropped, meanwhile.
+	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, errClosed) {
+		s.Log.Error("completing a cachefiles request", "request", m, "error", err)
+	}
+}
+
+func (s *Server) reply(command string, m message) {
+	if err := s.kernel.command(command); err != nil && !errors.Is(err, unix.EINVAL) {
+		s.Log.Error("answering a cachefiles request", "request", m, "error", err)
+	}
+}
