@@ -13,6 +13,7 @@ import (
 
 var (
 	steps = flag.Int("steps", 12, "steps to try of each kind of fault, spread over all; 0 is every one")
+	only  = flag.String("call", "", "count only this system call, as unlinkat")
 	step  = flag.String("step", "", "the only one to try, as kill:42, or the only kind, as kill")
 )
 
@@ -35,10 +36,35 @@ func (s *sequence) script() {
 			clear(ns.images)
 		}
 	}
-	do(pull(0, 0), (*sequence).start, (*sequence).readSome, (*sequence).fill, (*sequence).write)
-	do((*sequence).stop, (*sequence).evict, pull(1, 1), (*sequence).start, (*sequence).fill)
-	do((*sequence).stop, drop, (*sequence).collect)
-	do(pull(0, 1), (*sequence).start, (*sequence).readAll, (*sequence).fill, (*sequence).stop, (*sequence).collect)
+	do(pull(0, 0), (*sequence).start, (*sequence).readSome, (*sequence).fillAll, (*sequence).write, (*sequence).stopAll)
+	do((*sequence).evict, pull(1, 1), (*sequence).start, (*sequence).fillAll, (*sequence).mounts, (*sequence).stopAll)
+	do(drop, (*sequence).collect)
+	do(pull(0, 0), pull(1, 1), (*sequence).start, (*sequence).readAll, (*sequence).fillAll, (*sequence).stopAll)
+	do(drop, (*sequence).collect)
+}
+
+// fillAll reads all layers, by a view on each committed snapshot.
+func (s *sequence) fillAll(*rand.Rand) {
+	s.m.protocol.RLock()
+	defer s.m.protocol.RUnlock()
+	for _, sn := range s.m.committed() {
+		if err := s.viewAndRead(sn); err != nil && !s.faulty.Load() {
+			s.must("view of "+sn.key, err)
+		}
+	}
+}
+
+// stopAll stops all containers.
+func (s *sequence) stopAll(*rand.Rand) {
+	s.reads.Wait()
+	for _, c := range s.m.containers {
+		c.Lock()
+		if s.unmount(c) && !c.removed {
+			c.removed = true
+			s.remove(c.key)
+		}
+		c.Unlock()
+	}
 }
 
 // TestSteps has one script fail, die and lose its power before each writing call.
@@ -49,14 +75,14 @@ func TestSteps(t *testing.T) {
 		at     int
 	}
 	var jobs []job
-	only, at, one := strings.Cut(*step, ":")
+	kind, at, one := strings.Cut(*step, ":")
 	for _, action := range []string{kill, fail, power} {
-		if only != "" && action != only {
+		if kind != "" && action != kind {
 			continue
 		}
 		total := 0
 		_, failures := list[0].do(t, *firstSeed, calmFor(action), func(s *sequence) {
-			total = s.under(rand.New(rand.NewPCG(1, 1)), plan{action: calm}, s.script)
+			total = s.under(rand.New(rand.NewPCG(1, 1)), plan{action: calm, only: *only}, s.script)
 			s.finish()
 		})
 		if len(failures) > 0 {
@@ -77,7 +103,7 @@ func TestSteps(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		jobs = []job{{only, n}}
+		jobs = []job{{kind, n}}
 	}
 	var next, failed atomic.Int64
 	var mu sync.Mutex
@@ -92,7 +118,7 @@ func TestSteps(t *testing.T) {
 				if i >= int64(len(jobs)) || failed.Load() > int64(*tolerate) {
 					return
 				}
-				p := plan{action: jobs[i].action, at: jobs[i].at, count: 1, seed: uint64(jobs[i].at)}
+				p := plan{action: jobs[i].action, at: jobs[i].at, count: 1, seed: uint64(jobs[i].at), only: *only}
 				s, failures := w.do(t, *firstSeed, calmFor(p.action), func(s *sequence) {
 					s.under(rand.New(rand.NewPCG(s.seed, 1)), p, s.script)
 					if !s.failed.Load() {
@@ -105,7 +131,7 @@ func TestSteps(t *testing.T) {
 				failed.Add(1)
 				mu.Lock()
 				kinds[p.action+": "+failures[0].kind]++
-				s.report(t, fmt.Sprintf("-run TestSteps -seed %d -step %s:%d", s.seed, p.action, p.at))
+				s.report(t, fmt.Sprintf("-run TestSteps -seed %d -step %s:%d -call %q", s.seed, p.action, p.at, p.only))
 				mu.Unlock()
 			}
 		}()
