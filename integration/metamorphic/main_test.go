@@ -25,6 +25,7 @@ var (
 	namespaces  = flag.Int("namespaces", 2, "containerd's, 1 or 2")
 	tolerate    = flag.Int("tolerate", 0, "failed sequences before the run ends")
 	startTidies = flag.Bool("start-tidies", false, "bear what failed system calls have left over, where the next start of the node removes it")
+	traces      = flag.Bool("traces", false, "print what every sequence did, not only of those that failed")
 	mend        = flag.Duration("mend", 10*time.Second, "how long a state may take to mend itself after faults")
 	limit       = flag.Duration("limit", time.Hour, "no new sequence is begun after this time")
 )
@@ -119,6 +120,9 @@ func (w *worker) do(t *testing.T, seed uint64, flavour string, run func(*sequenc
 	log, _ := os.ReadFile(s.dir + "/log")
 	if err := s.end(); err != nil {
 		s.fail(leftovers, "%v", err)
+	}
+	if *traces && len(s.failures) == 0 {
+		t.Log(strings.Join(s.trace, "\n"))
 	}
 	if len(s.failures) > 0 {
 		const most = 6000

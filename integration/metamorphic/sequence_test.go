@@ -108,20 +108,35 @@ const (
 
 var errPower = errors.New("there is no power")
 
+// living returns the node, the next one where it was killed, as clients of a daemon
+// try again until it is there.
+func (s *sequence) living() (*child, error) {
+	for {
+		s.nodeLock.RLock()
+		c := s.child
+		s.nodeLock.RUnlock()
+		_, struck, _ := c.supervisor.told()
+		switch {
+		case s.down.Load():
+			return nil, errPower
+		case s.failed.Load():
+			return nil, errDied
+		case !struck && !c.dead():
+			return c, nil
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
 // call makes one call of the snapshotter.
 func (s *sequence) call(what string, do func(context.Context, Snapshotter) error) error {
-	if s.down.Load() {
-		return errPower
-	}
-	s.nodeLock.RLock()
-	c := s.child
-	s.nodeLock.RUnlock()
-	if c == nil || c.Snapshotter == nil {
-		return errDied
+	c, err := s.living()
+	if err != nil {
+		return err
 	}
 	ctx, cancel := callContext()
 	defer cancel()
-	err := do(ctx, c.Snapshotter)
+	err = do(ctx, c.Snapshotter)
 	outcome := "ok"
 	if err != nil {
 		outcome = err.Error()
