@@ -57,7 +57,7 @@ type layer struct {
 	tar     []byte
 	packed  []byte
 	files   content
-	indexes []string // files, one for each layout
+	indexes [][]byte // one for each layout
 }
 
 // Image layers: two images on one base, a layer in two places, and a layer
@@ -118,7 +118,11 @@ func makeLayers(t *testing.T, dir string) []*layer {
 				if _, _, err := index.Create(t.Context(), bytes.NewReader(l.packed), path, layout, index.Expect{}); err != nil {
 					t.Fatal(err)
 				}
-				l.indexes = append(l.indexes, path)
+				b, err := os.ReadFile(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				l.indexes = append(l.indexes, b)
 			}
 		}
 		list = append(list, l)
@@ -132,16 +136,12 @@ func (l *layer) putIndex(root string, layout int) error {
 	if err != nil {
 		return err
 	}
-	b, err := os.ReadFile(l.indexes[layout])
-	if err != nil {
-		return err
-	}
 	f, err := os.CreateTemp(filepath.Join(root, "index"), ".new-*")
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if _, err := f.Write(b); err != nil {
+	if _, err := f.Write(l.indexes[layout]); err != nil {
 		return err
 	}
 	if err := f.Sync(); err != nil {

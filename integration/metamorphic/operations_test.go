@@ -165,7 +165,7 @@ func (s *sequence) extract(ns *namespace, layers []*layer) bool {
 		s.m.mu.Lock()
 		indexed = indexed && s.m.drops == drops
 		s.m.mu.Unlock()
-		if indexed && !ordinary && !s.lenient.Load() && !s.faulty.Load() {
+		if indexed && !ordinary && !s.troubled.Load() { // a registry in trouble may be remembered
 			s.nodeLock.RLock()
 			a, _ := s.child.ask(request{Op: "status"})
 			s.nodeLock.RUnlock()

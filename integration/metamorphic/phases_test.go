@@ -498,7 +498,9 @@ func (s *sequence) end() error {
 		if s.child != nil {
 			s.child.kill()
 		}
-		s.reader.kill()
+		if s.reader != nil {
+			s.reader.kill()
+		}
 		s.worker.reader = nil
 	}
 	if s.group != nil {

@@ -86,7 +86,7 @@ func TestSteps(t *testing.T) {
 			s.finish()
 		})
 		if len(failures) > 0 {
-			t.Errorf("without any fault: %v", failures)
+			t.Fatalf("without any fault: %v", failures)
 		}
 		t.Logf("%s: %d steps", action, total)
 		n := total
