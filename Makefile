@@ -9,7 +9,7 @@ export CGO_ENABLED ?= 0
 PACKAGES := runc erofs-utils e2fsprogs mmdebstrap attr tar gzip xz-utils ca-certificates
 FUZZ_TIME ?= 60000x
 
-.PHONY: build tools packages demo test unit race integration vm-test chaos chaos-short fuzz lint bench clean
+.PHONY: build tools packages demo test unit race integration vm-test chaos chaos-short metamorphic metamorphic-short fuzz lint bench clean
 
 build:
 	$(GO) build -o bin/ ./cmd/...
@@ -34,7 +34,7 @@ demo: tools
 	@$(GO) run ./integration/demo
 
 # Everything; what needs cgo is only the race detector.
-test: tools unit race fuzz integration chaos-short vm-test
+test: tools unit race metamorphic-short fuzz integration chaos-short vm-test
 
 PRODUCT = $(shell $(GO) list ./... | grep -v /integration)
 
@@ -57,6 +57,15 @@ chaos: tools
 
 chaos-short: tools
 	$(GO) run ./integration/chaos -kills 40 -points 12 -pairs 10 -all 2 -cuts 1 -fulls 2
+
+# Random sequences of what befalls a node, against a model; SEED is of the first. The
+# whole of it takes hours; make test has a part of it.
+SEED ?= 1
+metamorphic: packages
+	$(GO) test -timeout 24h ./integration/metamorphic -seed $(SEED) -sequences 20000 -limit 20h -steps 0 -v
+
+metamorphic-short: packages
+	$(GO) test -timeout 10m ./integration/metamorphic -seed $(SEED) -sequences 20000 -limit 60s -steps 10
 
 # The cachefiles transport on Debian's 6.1 and 6.12 kernels, in QEMU. Kernels and
 # root file system are made once, in .cache/vm. What only this needs is installed

@@ -41,6 +41,7 @@ var allowed = map[string][]string{
 	"cmd/lacuna-snapshotter":        nil,
 	"integration":                   nil,
 	"integration/bench":             nil,
+	"integration/metamorphic":       {},
 	"integration/chaos":             {"integration/harness", "internal/procs", "internal/statusapi"},
 	"integration/vm":                {"integration/harness"},
 	"integration/vm/init":           {},
