@@ -31,13 +31,16 @@ const (
 type dirs struct {
 	root     string
 	emptying sync.Mutex
+
+	mu     sync.Mutex
+	making map[string]bool // directories below new that are in use
 }
 
 // openDirs makes what is missing and takes away what an earlier run was making.
 // Nothing below the root is for anybody but root: a layer's mount shows an image's
 // files with their set-user-ID bits (compare CVE-2021-41103).
 func openDirs(root string) (*dirs, error) {
-	d := &dirs{root: root}
+	d := &dirs{root: root, making: map[string]bool{}}
 	for _, name := range []string{snapshotsDir, layersDir, mountsDir, newDir, trashDir} {
 		path := filepath.Join(root, name)
 		if err := os.MkdirAll(path, 0o700); err != nil {
@@ -47,37 +50,54 @@ func openDirs(root string) (*dirs, error) {
 			return nil, err
 		}
 	}
-	left, err := os.ReadDir(filepath.Join(root, newDir))
-	if err != nil {
-		return nil, err
-	}
-	for _, e := range left {
-		if err := d.discard(filepath.Join(root, newDir, e.Name())); err != nil {
-			return nil, err
-		}
-	}
-	return d, nil
+	return d, d.sweepNew()
 }
 
-// temp makes a directory below new.
-func (d *dirs) temp() (string, error) {
-	return os.MkdirTemp(filepath.Join(d.root, newDir), "")
+// temp makes a directory below new. When done is called, what of it has not been
+// installed goes to the trash.
+func (d *dirs) temp() (path string, done func(), err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	path, err = os.MkdirTemp(filepath.Join(d.root, newDir), "")
+	if err != nil {
+		return "", nil, err
+	}
+	d.making[path] = true
+	return path, func() {
+		_ = d.discard(path) // sweepNew comes again
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		delete(d.making, path)
+	}, nil
+}
+
+// sweepNew takes away what was being made by an earlier run, or could not be taken
+// away before.
+func (d *dirs) sweepNew() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	entries, err := os.ReadDir(filepath.Join(d.root, newDir))
+	for _, e := range entries {
+		if path := filepath.Join(d.root, newDir, e.Name()); !d.making[path] {
+			err = errors.Join(err, d.discard(path))
+		}
+	}
+	return err
 }
 
 // install gives a directory of temp its name, for good. What had the name goes to
 // the trash.
 func (d *dirs) install(temp, path string) error {
 	if err := syncDir(temp); err != nil {
-		return errors.Join(err, d.discard(temp))
+		return err
 	}
 	err := unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.EEXIST) {
-		if err = unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE); err == nil {
-			err = d.discard(temp) // the old one by now
-		}
+		// The old one is discarded as what is left of temp.
+		err = unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE)
 	}
 	if err != nil {
-		return errors.Join(&os.LinkError{Op: "rename", Old: temp, New: path, Err: err}, d.discard(temp))
+		return &os.LinkError{Op: "rename", Old: temp, New: path, Err: err}
 	}
 	return syncDir(filepath.Dir(path))
 }

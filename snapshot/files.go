@@ -87,37 +87,80 @@ func readFiles(root, name string) (f *files, err error) {
 	return s.at(root), nil
 }
 
-// write makes the layer's directory, or mends the one that is there. Another
-// layout's bytes are never reused: a directory whose bootstrap is not the one
-// wanted is replaced whole.
-func (f *files) write(d *dirs, h *index.Head, store *index.Store) error {
-	if err := erofs.Check(h.Bootstrap, h.Map.BlobSize); err != nil {
-		return err
-	}
-	if b, err := os.ReadFile(f.path("bootstrap")); err == nil && digest.FromBytes(b) == f.Bootstrap {
-		return errors.Join(f.writeRest(f.dir, store), syncDir(f.dir))
-	}
-	temp, err := d.temp()
+// write makes a layer's directory, or mends the one that is there, from the index
+// that find puts into a store. All that it writes is of that index, whatever becomes
+// of it elsewhere. Another layout's bytes are never reused: a directory whose
+// bootstrap is not the one wanted is replaced whole, and kept is false.
+func write(d *dirs, t Target, mountpoint string, find func(into *index.Store) (*index.Head, error)) (f *files, kept bool, err error) {
+	temp, done, err := d.temp()
 	if err != nil {
-		return err
+		return nil, false, err
 	}
-	if err := continuity.AtomicWriteFile(filepath.Join(temp, "bootstrap"), h.Bootstrap, 0o600); err != nil {
-		return errors.Join(err, d.discard(temp))
+	defer done()
+	own, err := index.OpenStore(temp)
+	if err != nil {
+		return nil, false, err
 	}
-	if err := f.writeRest(temp, store); err != nil {
-		return errors.Join(err, d.discard(temp))
+	head, err := find(own)
+	if err != nil {
+		return nil, false, err
 	}
-	return d.install(temp, f.dir)
+	if err := erofs.Check(head.Bootstrap, head.Map.BlobSize); err != nil {
+		return nil, false, err
+	}
+	image, err := erofs.Open(head.Bootstrap)
+	if err != nil {
+		return nil, false, err
+	}
+	f = layerState{
+		Version: stateVersion, Layer: t.Layer, Bootstrap: digest.FromBytes(head.Bootstrap), Ref: t.Ref, Manifest: t.Manifest,
+		Mountpoint: mountpoint,
+		BlobSize:   head.Map.BlobSize, SpanSize: head.Map.SpanSize, Inodes: int64(image.Inodes), Packed: head.Map.PackedSize,
+	}.at(d.root)
+	if b, err := os.ReadFile(f.path("bootstrap")); err == nil && digest.FromBytes(b) == f.Bootstrap {
+		return f, true, f.mend(temp)
+	}
+	if err := continuity.AtomicWriteFile(filepath.Join(temp, "bootstrap"), head.Bootstrap, 0o600); err != nil {
+		return nil, false, err
+	}
+	if err := f.writeState(temp); err != nil {
+		return nil, false, err
+	}
+	return f, false, d.install(temp, f.dir)
 }
 
-func (f *files) writeRest(dir string, store *index.Store) error {
-	own, err := index.OpenStore(dir)
+// mend replaces the index and the state of a directory whose bootstrap is right.
+// Without a state it does not count meanwhile.
+func (f *files) mend(temp string) error {
+	if err := os.Remove(f.path("layer.json")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	old, err := index.OpenStore(f.dir)
 	if err != nil {
 		return err
 	}
-	if err := store.Share(f.Layer, own); err != nil {
+	if err := old.Remove(f.Layer); err != nil {
 		return err
 	}
+	entries, err := os.ReadDir(temp)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := os.Rename(filepath.Join(temp, e.Name()), f.path(e.Name())); err != nil {
+			return err
+		}
+	}
+	if err := syncDir(f.dir); err != nil {
+		return err
+	}
+	if err := f.writeState(f.dir); err != nil {
+		return err
+	}
+	return syncDir(f.dir)
+}
+
+func (f *files) writeState(dir string) error {
 	b, err := json.Marshal(f.layerState)
 	if err != nil {
 		return err
@@ -135,17 +178,18 @@ func isEROFS(path string) bool {
 
 // discardBlob moves a file that cannot be the blob, and its records, to the trash.
 func (f *files) discardBlob(d *dirs) error {
-	temp, err := d.temp()
+	temp, done, err := d.temp()
 	if err != nil {
 		return err
 	}
+	defer done()
 	var errs []error
 	for _, name := range blobFiles {
 		if err := os.Rename(f.path(name), filepath.Join(temp, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
 		}
 	}
-	return errors.Join(append(errs, d.discard(temp))...)
+	return errors.Join(errs...)
 }
 
 // blobFiles are the files of package ondemand, what tells of the bytes first.

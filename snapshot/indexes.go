@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
@@ -42,9 +43,10 @@ type answer struct {
 // the other layers of the same pull.
 const keepNone = 10 * time.Second
 
-// find returns the head of a layer's index.
-func (x *indexes) find(ctx context.Context, t Target) (*index.Head, error) {
-	head, err := x.store.Head(t.Layer)
+// find puts a layer's index into a layer's own store and returns the head of what it
+// has put there.
+func (x *indexes) find(ctx context.Context, t Target, own *index.Store) (*index.Head, error) {
+	head, err := x.take(t.Layer, own)
 	if err == nil {
 		return head, nil
 	}
@@ -61,19 +63,26 @@ func (x *indexes) find(ctx context.Context, t Target) (*index.Head, error) {
 	for _, e := range artifact.Entries {
 		if e.Layer != t.Layer && slices.Contains(t.Above, e.Layer) {
 			// Not for this layer: nobody waits for it yet.
-			go share(context.WithoutCancel(ctx), &x.heads, e.Layer.String(), func(ctx context.Context) (any, error) { return x.fetch(ctx, t.Ref, e) }) //nolint:errcheck // whoever needs it asks again
+			go x.fetch(context.WithoutCancel(ctx), t.Ref, e) //nolint:errcheck // whoever needs it asks again
 		}
 	}
 	for _, e := range artifact.Entries {
 		if e.Layer == t.Layer {
-			h, err := share(ctx, &x.heads, e.Layer.String(), func(ctx context.Context) (any, error) { return x.fetch(ctx, t.Ref, e) })
-			if err != nil {
+			if err := x.fetch(ctx, t.Ref, e); err != nil {
 				return nil, err
 			}
-			return h.(*index.Head), nil
+			return x.take(t.Layer, own)
 		}
 	}
 	return nil, fmt.Errorf("%w for layer %s in the index of its image", index.ErrNone, t.Layer)
+}
+
+// take puts the store's index of a layer into another store.
+func (x *indexes) take(layer digest.Digest, own *index.Store) (*index.Head, error) {
+	if err := x.store.Share(layer, own); err != nil {
+		return nil, err
+	}
+	return own.Head(layer)
 }
 
 // artifact finds an image's index once for all its layers.
@@ -153,21 +162,21 @@ func share(ctx context.Context, g *singleflight.Group, key string, f func(contex
 	}
 }
 
-// fetch brings a head into the store.
-func (x *indexes) fetch(ctx context.Context, ref string, e index.Entry) (*index.Head, error) {
-	if h, err := x.store.Head(e.Layer); err == nil {
-		return h, nil
-	}
-	repo, _, err := x.client.Repository(ref)
-	if err != nil {
-		return nil, err
-	}
-	head, err := index.FetchHead(ctx, repo, e)
-	if err != nil {
-		return nil, err
-	}
-	if err := x.store.Put(e.Layer, head, index.Source{Ref: ref, Entry: e}); err != nil {
-		return nil, err
-	}
-	return index.DecodeHead(head)
+// fetch brings a head that can be used into the store.
+func (x *indexes) fetch(ctx context.Context, ref string, e index.Entry) error {
+	_, err := share(ctx, &x.heads, e.Layer.String(), func(ctx context.Context) (any, error) {
+		if _, err := x.store.Head(e.Layer); err == nil {
+			return nil, nil // another was faster
+		}
+		repo, _, err := x.client.Repository(ref)
+		if err != nil {
+			return nil, err
+		}
+		head, err := index.FetchHead(ctx, repo, e)
+		if err != nil {
+			return nil, err
+		}
+		return nil, x.store.Put(e.Layer, head, index.Source{Ref: ref, Entry: e})
+	})
+	return err
 }

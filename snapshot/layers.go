@@ -57,7 +57,7 @@ type Layers struct {
 
 	mu          sync.Mutex
 	layers      map[digest.Digest]*Layer
-	mountpoints map[string]digest.Digest // names below m; never given to another layer
+	mountpoints map[string]digest.Digest // names below m, by who has them
 	replaced    []digest.Digest          // mounts that were not served, of Restore
 }
 
@@ -116,7 +116,7 @@ func (l *Layers) removeUnused(ctx context.Context) error {
 			errs = append(errs, l.with(ctx, d, l.remove))
 		}
 	}
-	return errors.Join(append(errs, l.dirs.emptyTrash())...)
+	return errors.Join(append(errs, l.sweep(ctx))...)
 }
 
 // with calls f with a layer's lifecycle lock.

@@ -7,8 +7,6 @@ import (
 	"os"
 	"time"
 
-	"github.com/opencontainers/go-digest"
-
 	"github.com/lacuna-snapshotter/lacuna/erofs"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
@@ -82,29 +80,16 @@ func (l *Layers) ready(ctx context.Context, layer *Layer, t Target, fetchable fu
 // make finds an absent or quarantined layer's index, writes its directory and
 // opens it.
 func (l *Layers) make(ctx context.Context, layer *Layer, t Target, fetchable func(context.Context) error) error {
-	head, err := l.indexes.find(ctx, t)
+	f, kept, err := write(l.dirs, t, l.nameMountpoint(layer), func(into *index.Store) (*index.Head, error) { return l.indexes.find(ctx, t, into) })
 	if err != nil {
 		return err
 	}
-	image, err := erofs.Open(head.Bootstrap)
-	if err != nil {
-		return err
-	}
-	m := head.Map
-	f := layerState{
-		Version: stateVersion, Layer: t.Layer, Bootstrap: digest.FromBytes(head.Bootstrap), Ref: t.Ref, Manifest: t.Manifest,
-		Mountpoint: l.nameMountpoint(layer),
-		BlobSize:   m.BlobSize, SpanSize: m.SpanSize, Inodes: int64(image.Inodes), Packed: m.PackedSize,
-	}.at(l.Root)
 	old := layer.files
-	if old != nil && old.Bootstrap != f.Bootstrap && old.mounted() {
-		// Of another layout, or of an unknown one. Whoever uses it goes on to.
-		if err := erofs.Unmount(old.target); err != nil {
+	if !kept && f.mounted() {
+		// Of other files. Whoever uses it goes on to.
+		if err := erofs.Unmount(f.target); err != nil {
 			return err
 		}
-	}
-	if err := f.write(l.dirs, head, l.Store); err != nil {
-		return err
 	}
 	if err := fetchable(ctx); err != nil {
 		return errors.Join(fmt.Errorf("layer %s cannot be fetched: %w", t.Layer, err), l.dirs.discard(f.dir))
@@ -155,10 +140,10 @@ func (l *Layers) open(layer *Layer, f *files) error {
 	}
 	on := &serving{blob: blob, source: source, gone: make(chan struct{})}
 	if err := l.mount(f, blob); err != nil {
-		err = errors.Join(err, l.Transport.Detach(blob))
-		if errors.Is(err, ondemand.ErrBusy) { // an earlier mount that could not be replaced
+		if detachErr := l.Transport.Detach(blob); detachErr != nil {
+			// An earlier mount that could not be replaced, or nobody knows.
 			l.become(layer, Leaving, f, on, nil)
-			return err
+			return errors.Join(err, detachErr)
 		}
 		return errors.Join(err, blob.Close())
 	}
@@ -282,17 +267,11 @@ func (l *Layers) remove(layer *Layer) error {
 		return err
 	}
 	f := layer.files
-	switch {
-	case layer.serving != nil:
-		if err := l.letGo(layer); err != nil {
-			if errors.Is(err, ondemand.ErrBusy) {
-				return nil
-			}
+	if layer.serving != nil {
+		if err := l.letGo(layer); errors.Is(err, ondemand.ErrBusy) {
+			return nil
+		} else if err != nil {
 			return fmt.Errorf("remove layer %s: %w", layer.digest, err)
-		}
-	case f != nil && f.Mountpoint != "" && f.mounted():
-		if err := erofs.Unmount(f.target); err != nil {
-			return err
 		}
 	}
 	var errs []error
@@ -301,9 +280,7 @@ func (l *Layers) remove(layer *Layer) error {
 			return fmt.Errorf("remove layer %s: %w", layer.digest, err)
 		}
 		if f.Mountpoint != "" {
-			if err := os.Remove(f.target); err != nil && !errors.Is(err, os.ErrNotExist) {
-				errs = append(errs, err)
-			}
+			errs = append(errs, l.removeMountpoint(f.Mountpoint))
 		}
 	}
 	if _, fetched, err := l.Store.Source(layer.digest); err == nil && fetched {

@@ -84,12 +84,13 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 	if err != nil {
 		return nil, err
 	}
-	temp, err := s.layers.dirs.temp()
+	temp, done, err := s.layers.dirs.temp()
 	if err != nil {
 		return nil, err
 	}
+	defer done()
 	if err := makeUpper(temp, kind, uid, gid); err != nil {
-		return nil, errors.Join(err, os.RemoveAll(temp))
+		return nil, err
 	}
 	var c chain
 	err = s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
@@ -104,7 +105,7 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 		return s.layers.dirs.install(temp, s.dir(created.ID))
 	})
 	if err != nil {
-		return nil, errors.Join(err, os.RemoveAll(temp)) // it is there unless it was installed
+		return nil, err
 	}
 	mounts, err := s.mounts(ctx, c)
 	if err != nil {

@@ -31,6 +31,17 @@ type probe struct {
 	began time.Time
 }
 
+// failed reports whether the answer is there, and a refusal: who tries again asks
+// again.
+func (p *probe) failed() bool {
+	select {
+	case <-p.done:
+		return p.err != nil
+	default:
+		return false
+	}
+}
+
 const (
 	keepProbe = 10 * time.Second // long enough for the layers of one pull
 	mostKnown = 1024
@@ -56,7 +67,7 @@ func (p *probes) start(ctx context.Context, t Target) func(context.Context) erro
 func (p *probes) ask(ctx context.Context, k probeKey) *probe {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if known := p.known[k]; known != nil && time.Since(known.began) < keepProbe {
+	if known := p.known[k]; known != nil && time.Since(known.began) < keepProbe && !known.failed() {
 		return known
 	}
 	if p.known == nil || len(p.known) >= mostKnown {

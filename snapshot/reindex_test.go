@@ -83,3 +83,30 @@ func TestBlobOfAnotherIndex(t *testing.T) {
 	}
 	img.readsRight(t, n)
 }
+
+// TestStateOfAnotherIndex finds a layer whose directory has lost its state, as when a
+// daemon died while it mended it, and another index in the store: what is mounted
+// goes by one of them in all.
+func TestStateOfAnotherIndex(t *testing.T) {
+	needFanotify(t)
+	root := t.TempDir()
+	n := startForTest(t, root)
+	img := lazyImage(t, n)
+	files := n.layer(t, img.layers[0]).files
+	if err := n.tearDown(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(files.path("layer.json")); err != nil {
+		t.Fatal(err)
+	}
+	other := fetcher.BuildOptions{SpanSize: 8 << 10}
+	if _, _, err := index.Create(t.Context(), bytes.NewReader(img.layers[0]), n.store.Path(files.Layer), other, index.Expect{}); err != nil {
+		t.Fatal(err)
+	}
+	n = startForTest(t, root)
+	t.Cleanup(func() { _ = n.tearDown() })
+	img.readsRight(t, n)
+	if now := n.layer(t, img.layers[0]).files; now.SpanSize != 8<<10 || now.dir != files.dir {
+		t.Errorf("%+v", now)
+	}
+}

@@ -25,9 +25,6 @@ func (l *Layers) Restore(ctx context.Context) error {
 	for d, f := range found {
 		l.mountpoints[f.Mountpoint] = d
 	}
-	if err := l.sweepMountpoints(); err != nil {
-		l.Log.Error("removing mountpoints that no layer has", "error", err)
-	}
 	for d, f := range found {
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -54,6 +51,9 @@ func (l *Layers) Restore(ctx context.Context) error {
 		if err := l.with(ctx, d, func(layer *Layer) error { l.quarantine(layer, nil, errMissing); return nil }); err != nil {
 			return err
 		}
+	}
+	if err := l.sweepMountpoints(ctx); err != nil {
+		l.Log.Error("removing mountpoints that no layer has", "error", err)
 	}
 	return nil
 }

@@ -34,7 +34,7 @@ func (s *layerSource) load() (*index.Layer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if digest.FromBytes(head.Bootstrap) != s.state.Bootstrap {
+	if digest.FromBytes(head.Bootstrap) != s.state.Bootstrap || head.Map.SpanSize != s.state.SpanSize || head.Map.BlobSize != s.state.BlobSize {
 		return nil, fmt.Errorf("the index of layer %s at %s is not that of the mounted bootstrap: remove the layer's images and pull them again",
 			s.state.Layer, s.store.Path(s.state.Layer))
 	}

@@ -158,16 +158,38 @@ func BlobName(layer, bootstrap digest.Digest) string {
 
 // Share makes a layer's index part of another store on the same file system. There
 // it stays as it is when it is replaced or removed here; windows that come to one
-// are in both.
+// are in both. It fails with ErrNone where there is none.
 func (s *Store) Share(layer digest.Digest, with *Store) error {
-	if err := with.Remove(layer); err != nil {
-		return err
+	for {
+		if err := with.Remove(layer); err != nil {
+			return err
+		}
+		err := os.Link(s.sourcePath(layer), with.sourcePath(layer))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		err = os.Link(s.Path(layer), with.Path(layer))
+		if errors.Is(err, os.ErrNotExist) {
+			return errors.Join(fmt.Errorf("%w for layer %s", ErrNone, layer), with.Remove(layer))
+		}
+		if err != nil {
+			return err
+		}
+		// Source and index must belong together: they were not replaced meanwhile.
+		if sameFile(s.sourcePath(layer), with.sourcePath(layer)) && sameFile(s.Path(layer), with.Path(layer)) {
+			return nil
+		}
 	}
-	err := os.Link(s.sourcePath(layer), with.sourcePath(layer))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+}
+
+// sameFile reports whether two names lead to the same file, or both to none.
+func sameFile(a, b string) bool {
+	x, errX := os.Stat(a)
+	y, errY := os.Stat(b)
+	if errors.Is(errX, os.ErrNotExist) && errors.Is(errY, os.ErrNotExist) {
+		return true
 	}
-	return os.Link(s.Path(layer), with.Path(layer))
+	return errX == nil && errY == nil && os.SameFile(x, y)
 }
 
 // File opens a layer's index for its windows, to be read and added to.

@@ -454,13 +454,15 @@ func (s *sequence) tidy(r *rand.Rand, check func() error) {
 // clean reports what is left of snapshots and layers.
 func (s *sequence) clean() error {
 	var left []string
-	for _, dir := range []string{"snapshots", "layers", "m", "new", "trash"} {
+	for _, dir := range []string{"snapshots", "snapshots/m", "layers", "new", "trash"} {
 		entries, err := os.ReadDir(filepath.Join(s.root, dir))
 		if err != nil && !os.IsNotExist(err) {
 			return err
 		}
 		for _, e := range entries {
-			left = append(left, dir+"/"+e.Name())
+			if name := dir + "/" + e.Name(); name != "snapshots/m" {
+				left = append(left, name)
+			}
 		}
 	}
 	mounts, err := below(s.root)
