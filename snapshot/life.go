@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/lacuna-snapshotter/lacuna/erofs"
@@ -61,9 +62,14 @@ func (l *Layers) ready(ctx context.Context, layer *Layer, t Target, fetchable fu
 			return nil
 		}
 		l.quarantine(layer, layer.files, err)
-	case layer.state == Quarantined && layer.files != nil && layer.files.Bootstrap != "":
-		// What was in the way may be gone.
-		if err := l.open(layer, layer.files); err == nil || layer.state != Quarantined {
+	case layer.state == Quarantined && layer.files != nil:
+		// What was in the way may be gone. What is on the disk counts: making it may
+		// have failed half way.
+		f, err := readFiles(l.Root, filepath.Base(layer.files.dir))
+		if err != nil {
+			break
+		}
+		if err := l.open(layer, f); err == nil || layer.state != Quarantined {
 			return err
 		}
 	}

@@ -241,8 +241,8 @@ func (s *sequence) exact() error {
 	if err != nil {
 		return err
 	}
-	if len(dirs) > count {
-		return fmt.Errorf("%d snapshots, %d directories", count, len(dirs))
+	if n := len(dirs) - 1; n > count { // m has the layers' mountpoints
+		return fmt.Errorf("%d snapshots, %d directories", count, n)
 	}
 	a, err := s.child.ask(request{Op: "status"})
 	if err != nil {
