@@ -94,6 +94,9 @@ func (f *files) write(d *dirs, h *index.Head, store *index.Store) error {
 	if err := erofs.Check(h.Bootstrap, h.Map.BlobSize); err != nil {
 		return err
 	}
+	if err := f.clear(d); err != nil {
+		return err
+	}
 	if b, err := os.ReadFile(f.path("bootstrap")); err == nil && digest.FromBytes(b) == f.Bootstrap {
 		return errors.Join(f.writeRest(f.dir, store), syncDir(f.dir))
 	}
@@ -108,6 +111,31 @@ func (f *files) write(d *dirs, h *index.Head, store *index.Store) error {
 		return errors.Join(err, d.discard(temp))
 	}
 	return d.install(temp, f.dir)
+}
+
+// clear moves what is not a regular file out of the layer's directory, where
+// nothing else belongs.
+func (f *files) clear(d *dirs) error {
+	entries, err := os.ReadDir(f.dir)
+	if err != nil {
+		return nil //nolint:nilerr // there is none, or it is none and is replaced
+	}
+	var errs []error
+	for _, e := range entries {
+		if !e.Type().IsRegular() {
+			errs = append(errs, d.discard(f.path(e.Name())))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// regular fails where a path does not lead to a file, or to one by a symlink only.
+func regular(path string) error {
+	info, err := os.Lstat(path)
+	if err == nil && !info.Mode().IsRegular() {
+		err = &os.PathError{Op: "open", Path: path, Err: fmt.Errorf("%s, not a file", info.Mode())}
+	}
+	return err
 }
 
 func (f *files) writeRest(dir string, store *index.Store) error {
