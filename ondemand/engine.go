@@ -142,6 +142,9 @@ func (e *Engine) Open(c BlobConfig) (*Blob, error) {
 		completed: make(chan struct{}),
 	}
 	b.Refresh()
+	if store, ok := c.Store.(*fileStore); ok && b.Complete() && store.allDurable() {
+		b.durable.Store(store.name() == nil) // else Sync says why
+	}
 	e.set(c.Key, b)
 	return b, nil
 }

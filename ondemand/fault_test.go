@@ -87,7 +87,7 @@ func goOn(ctx context.Context, d *memDisk, boot string, s *fakeSource, r *rand.R
 	if err != nil {
 		return err
 	}
-	if err := wrong(d, b, s); err != nil || b.Filled() != b.Size() {
+	if err := wrong(d, b, s); err != nil || b.Filled() != b.Size() || !b.Durable() {
 		return fmt.Errorf("what was durable, after a loss of power, %d bytes: %w", b.Filled(), err)
 	}
 	return nil

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/errdefs"
 )
 
 // Cleanup implements snapshots.Cleaner: it removes the directories of removed
@@ -21,7 +22,7 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 func (s *Snapshotter) discardStale(ctx context.Context) error {
 	return s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
 		ids, err := storage.IDMap(ctx)
-		if err != nil {
+		if err != nil && !errdefs.IsNotFound(err) { // there has never been a snapshot
 			return err
 		}
 		entries, err := os.ReadDir(filepath.Join(s.root, snapshotsDir))

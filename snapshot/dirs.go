@@ -154,8 +154,12 @@ func (d *dirs) trashReachable() bool {
 // anywhere. The caller has no file of it open.
 func reachable(dir string) bool {
 	for _, name := range []string{"bootstrap", "blob"} {
-		used, err := erofs.InUse(filepath.Join(dir, name))
-		if !errors.Is(err, os.ErrNotExist) && used {
+		path := filepath.Join(dir, name)
+		info, err := os.Lstat(path)
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || err == nil && !info.Mode().IsRegular() {
+			continue
+		}
+		if used, err := erofs.InUse(path); used && !errors.Is(err, os.ErrNotExist) {
 			return true
 		}
 	}

@@ -117,6 +117,9 @@ func write(d *dirs, t Target, mountpoint string, find func(into *index.Store) (*
 		Mountpoint: mountpoint,
 		BlobSize:   head.Map.BlobSize, SpanSize: head.Map.SpanSize, Inodes: int64(image.Inodes), Packed: head.Map.PackedSize,
 	}.at(d.root)
+	if err := f.clear(d); err != nil {
+		return nil, false, err
+	}
 	if b, err := os.ReadFile(f.path("bootstrap")); err == nil && digest.FromBytes(b) == f.Bootstrap {
 		return f, true, f.mend(temp)
 	}
@@ -127,6 +130,31 @@ func write(d *dirs, t Target, mountpoint string, find func(into *index.Store) (*
 		return nil, false, err
 	}
 	return f, false, d.install(temp, f.dir)
+}
+
+// clear moves what is not a regular file out of the layer's directory, where
+// nothing else belongs.
+func (f *files) clear(d *dirs) error {
+	entries, err := os.ReadDir(f.dir)
+	if err != nil {
+		return nil //nolint:nilerr // there is none, or it is none and is replaced
+	}
+	var errs []error
+	for _, e := range entries {
+		if !e.Type().IsRegular() {
+			errs = append(errs, d.discard(f.path(e.Name())))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// regular fails where a path does not lead to a file, or to one by a symlink only.
+func regular(path string) error {
+	info, err := os.Lstat(path)
+	if err == nil && !info.Mode().IsRegular() {
+		err = &os.PathError{Op: "open", Path: path, Err: fmt.Errorf("%s, not a file", info.Mode())}
+	}
+	return err
 }
 
 // mend replaces the index and the state of a directory whose bootstrap is right.

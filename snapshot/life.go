@@ -122,11 +122,17 @@ func (l *Layers) open(layer *Layer, f *files) error {
 	if err != nil {
 		return err
 	}
+	// Without its index no hole could ever be filled, and without its bootstrap
+	// nobody could ever tell that it is not in use.
+	if err := errors.Join(regular(f.path("bootstrap")), regular(own.Path(f.Layer))); err != nil {
+		return err
+	}
 	source := &layerSource{state: f.layerState, store: own, client: l.Client}
 	store, err := l.Transport.Store(f.key(), f.BlobSize, f.SpanSize)
 	if err != nil {
 		return err
 	}
+	fresh := store == nil && regular(f.path("blob")) != nil
 	config := ondemand.BlobConfig{
 		Key: f.key(), Path: f.path("blob"), Size: f.BlobSize, SpanSize: f.SpanSize,
 		Source: source, Group: registryOf(f.Ref), Store: store,
@@ -134,6 +140,7 @@ func (l *Layers) open(layer *Layer, f *files) error {
 	blob, err := l.Engine.Open(config)
 	var foreign *ondemand.ForeignFileError
 	if errors.As(err, &foreign) {
+		fresh = true
 		if err = f.discardBlob(l.dirs); err == nil {
 			blob, err = l.Engine.Open(config)
 		}
@@ -145,7 +152,14 @@ func (l *Layers) open(layer *Layer, f *files) error {
 		return errors.Join(err, blob.Close())
 	}
 	on := &serving{blob: blob, source: source, gone: make(chan struct{})}
-	if err := l.mount(f, blob); err != nil {
+	err = nil
+	if fresh && f.mounted() { // of a file that is not the blob any more
+		err = erofs.Unmount(f.target)
+	}
+	if err == nil {
+		err = l.mount(f, blob)
+	}
+	if err != nil {
 		if detachErr := l.Transport.Detach(blob); detachErr != nil {
 			// An earlier mount that could not be replaced, or nobody knows.
 			l.become(layer, Leaving, f, on, nil)

@@ -59,7 +59,7 @@ func TestThousandLayers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for name, b := range map[string][]byte{"bootstrap": bootstrap, "layer.json": state} {
+		for name, b := range map[string][]byte{"bootstrap": bootstrap, "layer.json": state, "sha256-" + d.Encoded() + ".index": nil} {
 			if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
 				t.Fatal(err)
 			}

@@ -61,8 +61,9 @@ func (s *Server) holes() (n int) {
 // Store implements ondemand.Transport: blobs are files.
 func (s *Server) Store(ondemand.Key, int64, int64) (ondemand.Store, error) { return nil, nil }
 
-// Serves implements ondemand.Transport: complete blobs are the kernel's own.
-func (s *Server) Serves(b *ondemand.Blob) bool { return !b.Complete() }
+// Serves implements ondemand.Transport: durable blobs are the kernel's own. One that
+// is only complete may have holes again.
+func (s *Server) Serves(b *ondemand.Blob) bool { return !b.Durable() }
 
 // Needed implements ondemand.Transport, by the marks that the kernel has: also
 // those of blobs that nobody attaches any more.
@@ -76,7 +77,7 @@ func (s *Server) Needed() bool {
 
 // Revive implements ondemand.Transport: the kernel has let readers through.
 func (s *Server) Revive(b *ondemand.Blob) error {
-	if s.Serves(b) {
+	if !b.Complete() {
 		return errors.New("holes may have been read as zeros")
 	}
 	return nil
@@ -90,7 +91,7 @@ func (s *Server) Mount(b *ondemand.Blob, bootstrap, target string) error {
 // Remove implements ondemand.Transport: the kernel keeps nothing.
 func (s *Server) Remove(ondemand.Key) error { return nil }
 
-// Attach implements ondemand.Transport. A complete blob needs no marking, but may
+// Attach implements ondemand.Transport. A durable blob needs no marking, but may
 // have events of the time before a dead daemon had completed it.
 func (s *Server) Attach(b *ondemand.Blob, bootstrap string) error {
 	file, err := os.Open(b.Path())
@@ -111,7 +112,7 @@ func (s *Server) Attach(b *ondemand.Blob, bootstrap string) error {
 	if old != nil { // the blob was closed and opened again
 		err = old.file.Close()
 	}
-	if err == nil && !b.Complete() {
+	if err == nil && s.Serves(b) {
 		err = mark(s.group, unix.FAN_MARK_ADD, file)
 	}
 	if err != nil {
@@ -159,13 +160,13 @@ func (s *Server) Release(b *ondemand.Blob) error {
 }
 
 // Detach implements ondemand.Transport. Without its mark holes read as zeros: a
-// blob that has any keeps it as long as anybody can read it.
+// blob that has any, or may have, keeps it as long as anybody can read it.
 func (s *Server) Detach(b *ondemand.Blob) error {
 	id, a := s.find(b)
 	if a == nil {
 		return nil
 	}
-	if !b.Complete() {
+	if s.Serves(b) {
 		if used, err := erofs.InUse(a.bootstrap); used || err != nil {
 			return fmt.Errorf("detach %s: %w", b.Key(), errors.Join(ondemand.ErrBusy, err))
 		}

@@ -402,10 +402,10 @@ func TestClosedBeforeRecover(t *testing.T) {
 	s, b := serveFile(t, os.NewFile(uintptr(next), "group"), j, path, &letters{})
 	s.Recover()
 	r.mustRead(t)
-	if err := b.Fill(t.Context(), 0, b.Size()); err != nil {
+	if err := errors.Join(b.Fill(t.Context(), 0, b.Size()), b.Sync()); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Detach(b); err != nil { // it is complete
+	if err := s.Detach(b); err != nil { // it is durable
 		t.Fatal(err)
 	}
 	if s.Needed() {

@@ -161,8 +161,8 @@ func TestLeftOfCompleteBlob(t *testing.T) {
 	gate := make(chan struct{})
 	close(gate)
 	b, id := newBlob(t, &gated{gate: gate})
-	if err := b.Fill(t.Context(), 0, 2*testSpan); err != nil || !b.Complete() {
-		t.Fatal(b.Complete(), err)
+	if err := errors.Join(b.Fill(t.Context(), 0, 2*testSpan), b.Sync()); err != nil || !b.Durable() {
+		t.Fatal(b.Durable(), err)
 	}
 	j, err := journal.New(Journal)
 	if err != nil {

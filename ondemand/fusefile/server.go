@@ -72,16 +72,17 @@ func (s *Server) Name() string { return "fuse" }
 func (s *Server) Store(ondemand.Key, int64, int64) (ondemand.Store, error) { return nil, nil }
 
 // Serves implements ondemand.Transport. A mount of the session's file goes through
-// it for good; that of a loop device until the blob is complete.
+// it for good; that of a loop device until the blob is complete, and durable: else it
+// may have holes again.
 func (s *Server) Serves(b *ondemand.Blob) bool {
-	return !b.Complete() || s.loops.reads(s.path(b)) || !s.loops.reads(b.Path())
+	return !b.Durable() || s.loops.reads(s.path(b)) || !s.loops.reads(b.Path())
 }
 
 // Revive implements ondemand.Transport. Reads have failed and nothing wrong was
 // read, so a loop device is all right with a file of this session.
 func (s *Server) Revive(b *ondemand.Blob) error {
 	to, sparse := s.path(b), true
-	if b.Complete() {
+	if b.Durable() {
 		to, sparse = b.Path(), false
 	}
 	if !s.loops.reads(s.path(b)) && !s.loops.reads(to) {
@@ -103,7 +104,7 @@ func (s *Server) path(b *ondemand.Blob) string { return filepath.Join(s.dir, nam
 
 // Mount implements ondemand.Transport.
 func (s *Server) Mount(b *ondemand.Blob, bootstrap, target string) error {
-	device, sparse := b.Path(), !b.Complete()
+	device, sparse := b.Path(), !b.Durable()
 	if sparse {
 		device = s.path(b)
 		// In another process: see the package's comment.
