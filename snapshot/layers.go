@@ -66,6 +66,7 @@ func OpenLayers(c LayersConfig) (*Layers, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.Adopted = c.Adopted && !isAbandoned(c.Root)
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Layers{
 		LayersConfig: c,
