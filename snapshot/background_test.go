@@ -141,3 +141,44 @@ func TestReleaseIsTriedAgain(t *testing.T) {
 	}
 	eventually(t, "the layer is the kernel's alone", func() bool { return tries.Load() == 2 && !n.server.Needed() })
 }
+
+// TestMountFailsWhileInUse opens an evicted layer whose bootstrap somebody has open,
+// as an overlay that outlived its snapshot has, and the mount fails once: the next
+// one succeeds.
+func TestMountFailsWhileInUse(t *testing.T) {
+	needFanotify(t)
+	n := startForTest(t, t.TempDir())
+	t.Cleanup(func() { _ = n.tearDown() })
+	img := lazyImage(t, n)
+	layer := n.layer(t, img.layers[0])
+	if err := layer.serving.blob.Fill(t.Context(), 0, 1); err != nil {
+		t.Fatal(err)
+	}
+	n.layers.Cache.MaxBytes = 1
+	if err := n.layers.evictOnce(); err != nil || n.layer(t, img.layers[0]).state != Evicted {
+		t.Fatal(n.layer(t, img.layers[0]).state, err)
+	}
+	f, err := os.Open(layer.files.path("bootstrap"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	failed := false
+	n.layers.Transport = &hooked{Transport: n.server, mount: func() error {
+		if failed {
+			return nil
+		}
+		failed = true
+		return errors.New("no memory")
+	}}
+	if _, err := n.Prepare(t.Context(), "container", "chain0"); !errdefs.IsUnavailable(err) {
+		t.Fatal(err)
+	}
+	if s := n.layer(t, img.layers[0]); s.state != Leaving || s.serving == nil {
+		t.Errorf("%s: its blob is open and nobody's", s.state)
+	}
+	if _, err := n.Prepare(t.Context(), "container", "chain0"); err != nil {
+		t.Fatal(err)
+	}
+	img.readsRight(t, n)
+}
