@@ -35,7 +35,8 @@ type Transport interface {
 	Attach(b *Blob, bootstrap string) error
 	// Mount mounts an attached blob's file system at target.
 	Mount(b *Blob, bootstrap, target string) error
-	// Serves reports whether a mount of the blob needs the transport's answers.
+	// Serves reports whether a mount of the blob needs the transport's answers, now
+	// or, where it is complete but not durable, if the disk loses some of it.
 	Serves(b *Blob) bool
 	// Revive is called for an attached blob with a mount of an earlier daemon,
 	// for which nobody has answered since. It has the mount served again, or

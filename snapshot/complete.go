@@ -2,8 +2,11 @@ package snapshot
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"time"
+
+	"github.com/lacuna-snapshotter/lacuna/ondemand"
 )
 
 // watch lets a layer's transport go once the layer is complete and durable. A sync
@@ -22,7 +25,7 @@ func (l *Layers) watch(layer *Layer, on *serving) {
 			return
 		}
 		// Not under the lifecycle lock: it may take long.
-		if err := on.blob.Sync(); err != nil {
+		if err := on.blob.Sync(); err != nil && !errors.Is(err, ondemand.ErrClosed) {
 			l.Log.Error("a complete layer cannot be made durable; what is not is fetched again", "layer", layer.digest, "error", err)
 			if !sleep(l.ctx, syncRetry) {
 				return

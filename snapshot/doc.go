@@ -20,6 +20,8 @@
 //	<root>/new/                 directories that are being made
 //	<root>/trash/               directories that nothing refers to any more
 //	<root>/index/               the store of layer indexes
+//	<root>/unserved.json        layers that were not served: see Unserved
+//	<root>/abandoned            mounts are not to be believed: see Abandon
 //
 // # The life of a layer
 //

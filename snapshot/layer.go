@@ -82,6 +82,11 @@ func (l *Layers) lock(ctx context.Context, d digest.Digest) (*Layer, error) {
 	}
 	layer.refs++
 	l.mu.Unlock()
+	select { // also when ctx is over
+	case <-layer.life:
+		return layer, nil
+	default:
+	}
 	select {
 	case <-layer.life:
 		return layer, nil

@@ -67,6 +67,7 @@ func OpenLayers(c LayersConfig) (*Layers, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.Adopted = c.Adopted && !isAbandoned(c.Root)
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Layers{
 		LayersConfig: c,
@@ -164,13 +165,20 @@ func (l *Layers) Served() bool {
 // machine goes down: shorter than a service manager's patience.
 const lastSync = 5 * time.Second
 
-// Close ends background work and closes the blobs. Mounts stay; the transport
-// is the caller's.
-func (l *Layers) Close() error {
+// Stop ends background work. It comes before the transport's Drain: a mount that is
+// being made may need its answers.
+func (l *Layers) Stop() {
 	l.mu.Lock() // see start
 	l.cancel()
 	l.mu.Unlock()
 	l.work.Wait()
+}
+
+// Close ends background work and closes the blobs, but those of a layer at which
+// somebody is at work for longer than lastSync. Mounts stay; the transport is the
+// caller's.
+func (l *Layers) Close() error {
+	l.Stop()
 	ctx, cancel := context.WithTimeout(context.Background(), lastSync)
 	defer cancel()
 	if err := l.Engine.Sync(ctx); err != nil {
@@ -178,7 +186,7 @@ func (l *Layers) Close() error {
 	}
 	var errs []error
 	for _, d := range l.all() {
-		errs = append(errs, l.with(context.Background(), d, func(layer *Layer) error {
+		errs = append(errs, l.with(ctx, d, func(layer *Layer) error {
 			on := layer.serving
 			if on == nil {
 				return nil

@@ -61,6 +61,9 @@ func (l *Layers) ready(ctx context.Context, layer *Layer, t Target, fetchable fu
 			l.fillPredicted(layer, layer.files.image())
 			return nil
 		}
+		if layer.serving != nil { // it is leaving
+			return err
+		}
 		l.quarantine(layer, layer.files, err)
 	case layer.state == Quarantined && layer.files != nil:
 		// What was in the way may be gone. What is on the disk counts: making it may

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -35,8 +34,7 @@ func (l *Layers) settle() {
 	if l.Settle.Rate > 0 {
 		limit.SetLimit(rate.Limit(l.Settle.Rate))
 	}
-	var mu sync.Mutex
-	busy := map[string]bool{} // registries
+	var busy busy
 	const look = 500 * time.Millisecond
 	paused := ""
 	for sleep(l.ctx, look) {
@@ -48,18 +46,12 @@ func (l *Layers) settle() {
 			continue
 		}
 		for registry, layer := range l.unfilled() {
-			mu.Lock()
-			taken := busy[registry]
-			busy[registry] = true
-			mu.Unlock()
-			if taken {
+			if !busy.take(registry) {
 				continue
 			}
 			l.start(func() {
+				defer busy.free(registry)
 				l.fillLayer(layer, limit)
-				mu.Lock()
-				defer mu.Unlock()
-				delete(busy, registry)
 			})
 		}
 	}

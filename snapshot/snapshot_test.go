@@ -45,15 +45,22 @@ type node struct {
 
 // start opens a node. The group, where given, is an earlier node's.
 func start(ctx context.Context, root string, group *os.File, log *slog.Logger) (*node, error) {
-	n := &node{group: group}
 	adopted := group != nil
-	var err error
 	if !adopted {
-		if group, err = fanotify.NewGroup(); err != nil {
+		err := Abandon(root)
+		if err == nil {
+			group, err = fanotify.NewGroup()
+		}
+		if err != nil {
 			return nil, err
 		}
-		n.group = group
 	}
+	return startWith(ctx, root, group, adopted, log)
+}
+
+// startWith is start with a group that is made, and held, by the caller.
+func startWith(ctx context.Context, root string, group *os.File, adopted bool, log *slog.Logger) (*node, error) {
+	n := &node{group: group}
 	j, err := journal.New(fanotify.Journal)
 	if err != nil {
 		return nil, err
@@ -79,7 +86,7 @@ func start(ctx context.Context, root string, group *os.File, log *slog.Logger) (
 		return nil, err
 	}
 	if n.Snapshotter, err = New(ctx, root, layers, log); err != nil {
-		return nil, err
+		return nil, errors.Join(err, n.server.Close())
 	}
 	n.server.Recover()
 	return n, nil

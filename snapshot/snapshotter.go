@@ -20,7 +20,9 @@ type Snapshotter struct {
 	layers *Layers
 	log    *slog.Logger
 
-	unserved sync.Mutex // guards unserved.json
+	unserved  sync.Mutex // guards unserved.json
+	unwritten []Unserved // and what it lacks
+	noted     bool       // what the start has found is written
 
 	closing sync.Once
 	closed  error
@@ -43,8 +45,12 @@ func New(ctx context.Context, root string, layers *Layers, log *slog.Logger) (*S
 	if err := layers.Restore(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	if err := s.findUnserved(ctx); err != nil {
-		return nil, errors.Join(err, s.Close())
+	s.unserved.Lock()
+	_, err = s.findUnserved(ctx)
+	s.unserved.Unlock()
+	// A full disk, say, is no reason to serve nobody.
+	if err != nil {
+		log.Error("the layers that were not served are not noted; this is tried again", "error", err)
 	}
 	layers.background()
 	return s, nil

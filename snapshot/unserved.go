@@ -38,30 +38,66 @@ func (u Unserved) Reads() string {
 	return "EIO"
 }
 
-const unservedFile = "unserved.json"
+const (
+	unservedFile  = "unserved.json"
+	abandonedFile = "abandoned" // see Abandon
+)
 
-// findUnserved adds what Restore has replaced to what earlier starts found, and
-// names the snapshots concerned.
-func (s *Snapshotter) findUnserved(ctx context.Context) error {
-	list, err := s.readUnserved()
-	if err != nil {
-		return err
-	}
-	replaced := s.layers.takeReplaced()
-	if len(replaced) == 0 {
+// Abandon says that there is nobody any more who has served the mounts below root
+// all the time. A daemon calls it before it hands what a new transport depends on to
+// anybody who outlives it: if it dies before New has gone over the mounts, the next
+// daemon takes over a transport that has not served them either, and must not
+// believe them. OpenLayers heeds it, and New takes it back.
+func Abandon(root string) error {
+	return os.WriteFile(filepath.Join(root, abandonedFile), nil, 0o600)
+}
+
+func isAbandoned(root string) bool {
+	_, err := os.Lstat(filepath.Join(root, abandonedFile))
+	return !errors.Is(err, os.ErrNotExist)
+}
+
+// endAbandoned takes Abandon back.
+func endAbandoned(root string) error {
+	err := os.Remove(filepath.Join(root, abandonedFile))
+	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	uses, err := s.uses(ctx)
-	if err != nil {
-		return err
+	return err
+}
+
+// findUnserved adds what has been replaced since the last time to what earlier
+// starts found, and names the snapshots concerned. What cannot be written is kept
+// for the next time. The caller holds s.unserved.
+func (s *Snapshotter) findUnserved(ctx context.Context) (list []Unserved, err error) {
+	if list, err = s.readUnserved(); err != nil {
+		return nil, err
+	}
+	uses := map[digest.Digest]use{}
+	replaced := s.layers.takeReplaced()
+	if len(replaced) > 0 {
+		if uses, err = s.uses(ctx); err != nil {
+			s.log.Error("the containers on mounts that were not served are not known", "error", err)
+		}
 	}
 	for _, layer := range replaced {
 		u := Unserved{layer, s.layers.Transport.Name(), time.Now().UTC(), uses[layer].snapshots}
 		s.log.Error("a mount was not served for some time: containers on it may have read "+u.Reads()+" in place of holes; restart them",
 			"layer", layer, "transport", u.Transport, "snapshots", u.Snapshots)
-		list = append(list, u)
+		s.unwritten = append(s.unwritten, u)
 	}
-	return s.writeUnserved(list)
+	list = append(list, s.unwritten...)
+	if len(s.unwritten) > 0 {
+		if err := s.writeUnserved(list); err != nil {
+			return list, err
+		}
+		s.unwritten = nil
+	}
+	if !s.noted {
+		err = endAbandoned(s.root)
+		s.noted = err == nil
+	}
+	return list, err
 }
 
 // Unserved lists the layers that were not served, with those of the snapshots on
@@ -69,7 +105,7 @@ func (s *Snapshotter) findUnserved(ctx context.Context) error {
 func (s *Snapshotter) Unserved(ctx context.Context) ([]Unserved, error) {
 	s.unserved.Lock()
 	defer s.unserved.Unlock()
-	list, err := s.readUnserved()
+	list, err := s.findUnserved(ctx)
 	if err != nil || len(list) == 0 {
 		return list, err
 	}
@@ -97,7 +133,11 @@ func (s *Snapshotter) readUnserved() (list []Unserved, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return list, json.Unmarshal(b, &list)
+	if err := json.Unmarshal(b, &list); err != nil {
+		s.log.Error("the list of layers that were not served is damaged and begun anew", "error", err)
+		return nil, nil
+	}
+	return list, nil
 }
 
 func (s *Snapshotter) writeUnserved(list []Unserved) error {

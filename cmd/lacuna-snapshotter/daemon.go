@@ -97,6 +97,7 @@ func run(ctx context.Context, c *config.Config) error {
 		cacheLimit: int64(c.Cache.MaxBytes),
 	})
 	log.Info("stopping; mounts stay")
+	layers.Stop()
 	// Requests first: a fill needs its blob open until it is answered.
 	transport.Drain()
 	return errors.Join(err, transport.leave(layers, sockets), snapshotter.Close(), transport.Close())

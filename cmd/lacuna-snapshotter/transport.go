@@ -123,6 +123,10 @@ func openTransport(c *config.Config, engine *ondemand.Engine, set *keeper.Set, f
 		}
 		return t, nil
 	}
+	// Before the keepers get anything: see there.
+	if err := snapshot.Abandon(c.Root); err != nil {
+		log.Warn("if this start is interrupted, mounts that nobody has served may be used on", "error", err)
+	}
 	var reasons []error
 	for _, o := range openers {
 		if c.Transport != "auto" && c.Transport != o.name {
