@@ -34,6 +34,7 @@ var allowed = map[string][]string{
 	"fetcher/registry/registrytest": {},
 	"ondemand/transporttest":        {"erofs", "fetcher/layertest", "internal/hostcheck", "ondemand"},
 	"integration/images/pause":      {},
+	"integration/images/probe":      {},
 	"integration/harness":           {"ondemand/keeper"},
 	"integration/demo":              {"integration/harness"},
 	"cmd/lacunactl":                 nil, // commands may import all
