@@ -46,6 +46,8 @@ type Layers struct {
 	probes  *probes
 	// uses tells what snapshots there are. It is set before any layer is.
 	uses func(context.Context) (map[digest.Digest]use, error)
+	// unserved is told of a layer whose mount was not served, and is set as uses is.
+	unserved func(context.Context, digest.Digest) error
 
 	ctx    context.Context // of background work; ends with Close
 	cancel context.CancelFunc
@@ -57,7 +59,6 @@ type Layers struct {
 	layers      map[digest.Digest]*Layer
 	mountpoints map[string]digest.Digest // names below m; never given to another layer
 	fallbacks   map[digest.Digest]Fallback
-	replaced    []digest.Digest // mounts that were not served, of Restore
 }
 
 // OpenLayers makes the directories. Restore brings back what is in them.

@@ -194,13 +194,10 @@ func (l *Layers) keep(f *files, blob *ondemand.Blob) (bool, error) {
 		return true, nil
 	}
 	l.Log.Warn("a layer's mount is replaced", "layer", f.Layer, "reason", reason)
-	if err := erofs.Unmount(f.target); err != nil {
+	if err := l.unserved(l.ctx, f.Layer); err != nil {
 		return false, err
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.replaced = append(l.replaced, f.Layer)
-	return false, nil
+	return false, erofs.Unmount(f.target)
 }
 
 // quarantine makes a layer whose files cannot be used Quarantined.

@@ -20,7 +20,7 @@ type Snapshotter struct {
 	layers *Layers
 	log    *slog.Logger
 
-	unserved sync.Mutex // guards unserved.json
+	notices notices
 
 	closing sync.Once
 	closed  error
@@ -39,11 +39,9 @@ func New(ctx context.Context, root string, layers *Layers, log *slog.Logger) (*S
 		return nil, fmt.Errorf("open %s: %w", filepath.Join(root, "metadata.db"), err)
 	}
 	s := &Snapshotter{root: root, ms: ms, layers: layers, log: log}
-	layers.uses = s.uses
+	s.loadUnserved()
+	layers.uses, layers.unserved = s.uses, s.noteUnserved
 	if err := layers.Restore(ctx); err != nil {
-		return nil, errors.Join(err, s.Close())
-	}
-	if err := s.findUnserved(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	layers.background()
