@@ -53,6 +53,8 @@ type Layers struct {
 	cancel context.CancelFunc
 	work   sync.WaitGroup
 
+	stopping sync.Once
+
 	over atomic.Bool // the cache is over its limit
 
 	mu          sync.Mutex
@@ -163,13 +165,27 @@ func (l *Layers) Served() bool {
 // machine goes down: shorter than a service manager's patience.
 const lastSync = 5 * time.Second
 
-// Close ends background work and closes the blobs. Mounts stay; the transport
-// is the caller's.
+// Stop ends background work, and has the transport take no more requests: those under
+// way need their blobs open until they are answered. After it no layer is made ready
+// any more, so what Served says stays true.
+func (l *Layers) Stop() {
+	l.stopping.Do(func() {
+		l.mu.Lock() // see start
+		l.cancel()
+		l.mu.Unlock()
+		l.work.Wait()
+		for _, d := range l.all() { // who has a lifecycle lock by now may not have seen it
+			if layer, err := l.lock(context.Background(), d); err == nil {
+				l.unlock(layer)
+			}
+		}
+		l.Transport.Drain()
+	})
+}
+
+// Close is Stop, and closes the blobs. Mounts stay; the transport is the caller's.
 func (l *Layers) Close() error {
-	l.mu.Lock() // see start
-	l.cancel()
-	l.mu.Unlock()
-	l.work.Wait()
+	l.Stop()
 	ctx, cancel := context.WithTimeout(context.Background(), lastSync)
 	defer cancel()
 	if err := l.Engine.Sync(ctx); err != nil {

@@ -39,12 +39,18 @@ func (l *Layers) Ensure(ctx context.Context, t Target) (release func(), err erro
 	return l.pin(layer), nil
 }
 
+// errStopping says that Stop was called.
+var errStopping = errors.New("the daemon is stopping")
+
 // ready brings a layer to Ready from any state. A layer that is made anew needs
 // what fetchable says: whether it can be fetched at all.
 func (l *Layers) ready(ctx context.Context, layer *Layer, t Target, fetchable func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, makeTime)
 	defer cancel()
 	defer context.AfterFunc(l.ctx, cancel)()
+	if l.ctx.Err() != nil {
+		return errStopping
+	}
 	switch {
 	case layer.serving != nil: // ready or leaving
 		if layer.files.mounted() && layer.state == Ready {
