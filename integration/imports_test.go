@@ -35,6 +35,7 @@ var allowed = map[string][]string{
 	"ondemand/transporttest":        {"erofs", "fetcher/layertest", "internal/hostcheck", "ondemand"},
 	"integration/images/pause":      {},
 	"integration/images/probe":      {},
+	"integration/images/reader":     {},
 	"integration/harness":           {"ondemand/keeper"},
 	"integration/demo":              {"integration/harness"},
 	"cmd/lacunactl":                 nil, // commands may import all

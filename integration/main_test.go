@@ -163,7 +163,7 @@ func (p *parts) pushPause(ctx context.Context, images string) (string, error) {
 func (p *parts) forget(t *testing.T) {
 	t.Helper()
 	ctx := context.Background()
-	for _, ns := range []string{"default", "k8s.io"} {
+	for _, ns := range []string{p.env.Namespace(), "k8s.io"} {
 		out, err := p.containerd.Ctr(ctx, "-n", ns, "images", "list", "-q")
 		if err != nil {
 			t.Fatal(err)

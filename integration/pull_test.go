@@ -70,7 +70,7 @@ func TestClientPull(t *testing.T) {
 	p := real(t)
 	p.forget(t)
 	before := p.link.Received()
-	ctx := namespaces.WithNamespace(t.Context(), "default")
+	ctx := namespaces.WithNamespace(t.Context(), p.env.Namespace())
 	client, err := containerd.New(p.containerd.Address)
 	if err != nil {
 		t.Fatal(err)

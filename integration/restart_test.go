@@ -97,7 +97,7 @@ func TestStoppedWithoutRegistry(t *testing.T) {
 		out, err := p.containerd.RunIn(ctx, "lacuna", p.ref, "waits", "sh", "-c", "find /usr/share/perl5 /usr/lib/x86_64-linux-gnu -type f -exec cat {} + >/dev/null && echo all")
 		done <- result{out, err}
 	}()
-	waitForRoot(t, "waits")
+	p.waitForRoot(t, "waits")
 	time.Sleep(time.Second)
 	err := p.daemon.Stop()
 	p.link.Mend()
@@ -111,14 +111,14 @@ func TestStoppedWithoutRegistry(t *testing.T) {
 
 // waitForRoot returns when a container's root file system is mounted: what
 // containerd asks us for until then would fail without us.
-func waitForRoot(t *testing.T, id string) {
+func (p *parts) waitForRoot(t *testing.T, id string) {
 	t.Helper()
 	for range 600 {
 		b, err := os.ReadFile("/proc/self/mounts")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if strings.Contains(string(b), "/"+id+"/rootfs overlay ") {
+		if strings.Contains(string(b), "/"+p.env.Namespace()+"/"+id+"/rootfs overlay ") {
 			return
 		}
 		time.Sleep(100 * time.Millisecond)

@@ -48,17 +48,20 @@ type Layers struct {
 	fallbacks *fallbacks
 	// uses tells what snapshots there are. It is set before any layer is.
 	uses func(context.Context) (map[digest.Digest]use, error)
+	// unserved is told of a layer whose mount was not served, and is set as uses is.
+	unserved func(context.Context, digest.Digest) error
 
 	ctx    context.Context // of background work; ends with Close
 	cancel context.CancelFunc
 	work   sync.WaitGroup
+
+	stopping sync.Once
 
 	over atomic.Bool // the cache is over its limit
 
 	mu          sync.Mutex
 	layers      map[digest.Digest]*Layer
 	mountpoints map[string]digest.Digest // names below m, by who has them
-	replaced    []digest.Digest          // mounts that were not served, of Restore
 }
 
 // OpenLayers makes the directories. Restore brings back what is in them.
@@ -165,18 +168,28 @@ func (l *Layers) Served() bool {
 // machine goes down: shorter than a service manager's patience.
 const lastSync = 5 * time.Second
 
-// Stop ends background work. It comes before the transport's Drain: a mount that is
-// being made may need its answers.
+// Stop ends background work, and has the transport take no more requests: those under
+// way need their blobs open until they are answered. After it no layer is made ready
+// any more, so what Served says stays true.
 func (l *Layers) Stop() {
-	l.mu.Lock() // see start
-	l.cancel()
-	l.mu.Unlock()
-	l.work.Wait()
+	l.stopping.Do(func() {
+		l.mu.Lock() // see start
+		l.cancel()
+		l.mu.Unlock()
+		l.work.Wait()
+		ctx, cancel := context.WithTimeout(context.Background(), lastSync)
+		defer cancel()
+		for _, d := range l.all() { // who has a lifecycle lock by now may not have seen it
+			if layer, err := l.lock(ctx, d); err == nil {
+				l.unlock(layer)
+			}
+		}
+		l.Transport.Drain()
+	})
 }
 
-// Close ends background work and closes the blobs, but those of a layer at which
-// somebody is at work for longer than lastSync. Mounts stay; the transport is the
-// caller's.
+// Close is Stop, and closes the blobs, but those of a layer at which somebody is at
+// work for longer than lastSync. Mounts stay; the transport is the caller's.
 func (l *Layers) Close() error {
 	l.Stop()
 	ctx, cancel := context.WithTimeout(context.Background(), lastSync)

@@ -38,12 +38,18 @@ func (l *Layers) Ensure(ctx context.Context, t Target) (release func(), err erro
 	return l.pin(layer), nil
 }
 
+// errStopping says that Stop was called.
+var errStopping = errors.New("the daemon is stopping")
+
 // ready brings a layer to Ready from any state. A layer that is made anew needs
 // what fetchable says: whether it can be fetched at all.
 func (l *Layers) ready(ctx context.Context, layer *Layer, t Target, fetchable func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, makeTime)
 	defer cancel()
 	defer context.AfterFunc(l.ctx, cancel)()
+	if l.ctx.Err() != nil {
+		return errStopping
+	}
 	switch {
 	case layer.serving != nil: // ready or leaving
 		if layer.files.mounted() && layer.state == Ready {
@@ -201,13 +207,10 @@ func (l *Layers) keep(f *files, blob *ondemand.Blob) (bool, error) {
 		return true, nil
 	}
 	l.Log.Warn("a layer's mount is replaced", "layer", f.Layer, "reason", reason)
-	if err := erofs.Unmount(f.target); err != nil {
+	if err := l.unserved(l.ctx, f.Layer); err != nil {
 		return false, err
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.replaced = append(l.replaced, f.Layer)
-	return false, nil
+	return false, erofs.Unmount(f.target)
 }
 
 // quarantine makes a layer whose files cannot be used Quarantined.

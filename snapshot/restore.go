@@ -114,12 +114,3 @@ func changed(f *files) time.Time {
 	}
 	return info.ModTime()
 }
-
-// takeReplaced returns the layers whose mounts Restore has replaced, once.
-func (l *Layers) takeReplaced() []digest.Digest {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	list := l.replaced
-	l.replaced = nil
-	return list
-}

@@ -20,9 +20,7 @@ type Snapshotter struct {
 	layers *Layers
 	log    *slog.Logger
 
-	unserved  sync.Mutex // guards unserved.json
-	unwritten []Unserved // and what it lacks
-	noted     bool       // what the start has found is written
+	notices notices
 
 	closing sync.Once
 	closed  error
@@ -41,17 +39,12 @@ func New(ctx context.Context, root string, layers *Layers, log *slog.Logger) (*S
 		return nil, fmt.Errorf("open %s: %w", filepath.Join(root, "metadata.db"), err)
 	}
 	s := &Snapshotter{root: root, ms: ms, layers: layers, log: log}
-	layers.uses = s.uses
+	s.loadUnserved()
+	layers.uses, layers.unserved = s.uses, s.noteUnserved
 	if err := layers.Restore(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	s.unserved.Lock()
-	_, err = s.findUnserved(ctx)
-	s.unserved.Unlock()
-	// A full disk, say, is no reason to serve nobody.
-	if err != nil {
-		log.Error("the layers that were not served are not noted; this is tried again", "error", err)
-	}
+	s.restored()
 	layers.background()
 	return s, nil
 }

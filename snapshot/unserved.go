@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -57,72 +58,99 @@ func isAbandoned(root string) bool {
 	return !errors.Is(err, os.ErrNotExist)
 }
 
-// endAbandoned takes Abandon back.
-func endAbandoned(root string) error {
-	err := os.Remove(filepath.Join(root, abandonedFile))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	return err
+// restored says that New has gone over all mounts.
+func (s *Snapshotter) restored() {
+	s.notices.mu.Lock()
+	defer s.notices.mu.Unlock()
+	s.notices.whole = true
+	s.endAbandoned()
 }
 
-// findUnserved adds what has been replaced since the last time to what earlier
-// starts found, and names the snapshots concerned. What cannot be written is kept
-// for the next time. The caller holds s.unserved.
-func (s *Snapshotter) findUnserved(ctx context.Context) (list []Unserved, err error) {
-	if list, err = s.readUnserved(); err != nil {
-		return nil, err
+// endAbandoned takes Abandon back, when what it is for is done and written. The caller
+// holds notices.mu.
+func (s *Snapshotter) endAbandoned() {
+	if !s.notices.whole || !s.notices.saved {
+		return
 	}
-	uses := map[digest.Digest]use{}
-	replaced := s.layers.takeReplaced()
-	if len(replaced) > 0 {
-		if uses, err = s.uses(ctx); err != nil {
-			s.log.Error("the containers on mounts that were not served are not known", "error", err)
-		}
+	if err := os.Remove(filepath.Join(s.root, abandonedFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		s.log.Error("the next start will mount every layer again", "error", err)
 	}
-	for _, layer := range replaced {
-		u := Unserved{layer, s.layers.Transport.Name(), time.Now().UTC(), uses[layer].snapshots}
-		s.log.Error("a mount was not served for some time: containers on it may have read "+u.Reads()+" in place of holes; restart them",
-			"layer", layer, "transport", u.Transport, "snapshots", u.Snapshots)
-		s.unwritten = append(s.unwritten, u)
+}
+
+// notices are the layers that were not served, in unserved.json too.
+type notices struct {
+	mu    sync.Mutex
+	list  []Unserved
+	saved bool // the file has the list
+	whole bool // New has gone over all mounts
+}
+
+// loadUnserved brings back what earlier starts found. A file that cannot be read
+// stops nothing.
+func (s *Snapshotter) loadUnserved() {
+	list, err := s.readUnserved()
+	if err != nil {
+		s.log.Error("reading which mounts were not served; what earlier starts found is lost", "error", err)
 	}
-	list = append(list, s.unwritten...)
-	if len(s.unwritten) > 0 {
-		if err := s.writeUnserved(list); err != nil {
-			return list, err
-		}
-		s.unwritten = nil
+	s.notices.list, s.notices.saved = list, err == nil
+}
+
+// noteUnserved adds a layer whose mount was not served, before that is replaced: a
+// daemon that dies, or finds no room to write, must not take the mount and the notice
+// along.
+func (s *Snapshotter) noteUnserved(ctx context.Context, layer digest.Digest) error {
+	uses, err := s.uses(ctx)
+	if err != nil {
+		return err
 	}
-	if !s.noted {
-		err = endAbandoned(s.root)
-		s.noted = err == nil
+	keys := slices.Sorted(slices.Values(uses[layer].snapshots))
+	u := Unserved{layer, s.layers.Transport.Name(), time.Now().UTC(), keys}
+	s.log.Error("a mount was not served for some time: containers on it may have read "+u.Reads()+" in place of holes; restart them",
+		"layer", layer, "transport", u.Transport, "snapshots", u.Snapshots)
+	s.notices.mu.Lock()
+	defer s.notices.mu.Unlock()
+	if slices.ContainsFunc(s.notices.list, func(o Unserved) bool { return o.Layer == layer && slices.Equal(o.Snapshots, keys) }) {
+		return nil // replacing it is tried again
 	}
-	return list, err
+	s.notices.list = append(s.notices.list, u)
+	s.saveUnserved()
+	return nil
 }
 
 // Unserved lists the layers that were not served, with those of the snapshots on
 // them that are still there. A layer without any is forgotten.
 func (s *Snapshotter) Unserved(ctx context.Context) ([]Unserved, error) {
-	s.unserved.Lock()
-	defer s.unserved.Unlock()
-	list, err := s.findUnserved(ctx)
-	if err != nil || len(list) == 0 {
-		return list, err
-	}
+	s.notices.mu.Lock()
+	defer s.notices.mu.Unlock()
 	left := []Unserved{}
-	for _, u := range list {
-		u.Snapshots = slices.DeleteFunc(u.Snapshots, func(key string) bool {
+	for _, u := range s.notices.list {
+		u.Snapshots = slices.DeleteFunc(slices.Clone(u.Snapshots), func(key string) bool {
 			_, err := s.Stat(ctx, key)
-			return err != nil
+			return errdefs.IsNotFound(err)
 		})
 		if len(u.Snapshots) > 0 {
 			left = append(left, u)
 		}
 	}
-	if len(left) == len(list) {
-		return left, nil
+	if len(left) != len(s.notices.list) || !s.notices.saved {
+		s.notices.list = left
+		s.saveUnserved()
 	}
-	return left, s.writeUnserved(left)
+	return slices.Clone(left), nil
+}
+
+// saveUnserved writes the list. Where that fails, as on a full disk, the daemon has it,
+// and tries again when it is asked. The caller holds notices.mu.
+func (s *Snapshotter) saveUnserved() {
+	b, err := json.Marshal(s.notices.list)
+	if err == nil {
+		err = continuity.AtomicWriteFile(filepath.Join(s.root, unservedFile), b, 0o600)
+	}
+	s.notices.saved = err == nil
+	if err != nil {
+		s.log.Error("writing which mounts were not served; the next start will not know", "error", err)
+	}
+	s.endAbandoned()
 }
 
 func (s *Snapshotter) readUnserved() (list []Unserved, err error) {
@@ -138,14 +166,6 @@ func (s *Snapshotter) readUnserved() (list []Unserved, err error) {
 		return nil, nil
 	}
 	return list, nil
-}
-
-func (s *Snapshotter) writeUnserved(list []Unserved) error {
-	b, err := json.Marshal(list)
-	if err != nil {
-		return err
-	}
-	return continuity.AtomicWriteFile(filepath.Join(s.root, unservedFile), b, 0o600)
 }
 
 // uses tells what the snapshots make of each layer.

@@ -66,7 +66,7 @@ func run(ctx context.Context, c *config.Config) error {
 	}
 	sockets, err := openSockets(c, keepers, found)
 	if err != nil {
-		return errors.Join(err, keepers.Leave())
+		return errors.Join(err, part(keepers, found))
 	}
 	defer sockets.unlock()
 	transport, err := openTransport(c, engine, keepers, found, log)
@@ -84,11 +84,15 @@ func run(ctx context.Context, c *config.Config) error {
 		Log:    log,
 	})
 	if err != nil {
-		return errors.Join(err, transport.Close())
+		return errors.Join(err, transport.giveUp(sockets), transport.Close())
 	}
 	snapshotter, err := snapshot.New(ctx, c.Root, layers, log)
 	if err != nil {
-		return errors.Join(err, transport.Close())
+		if ctx.Err() != nil {
+			log.Info("stopped while starting; mounts stay")
+			err = nil
+		}
+		return errors.Join(err, transport.giveUp(sockets), transport.Close())
 	}
 	transport.Recover() // what a dead daemon has left is answered meanwhile
 	log.Info("ready to serve", "version", version.String(), "root", c.Root, "transport", transport.Name())
@@ -97,9 +101,7 @@ func run(ctx context.Context, c *config.Config) error {
 		cacheLimit: int64(c.Cache.MaxBytes),
 	})
 	log.Info("stopping; mounts stay")
-	layers.Stop()
-	// Requests first: a fill needs its blob open until it is answered.
-	transport.Drain()
+	layers.Stop() // now what is mounted stays so, and nothing else comes
 	return errors.Join(err, transport.leave(layers, sockets), snapshotter.Close(), transport.Close())
 }
 

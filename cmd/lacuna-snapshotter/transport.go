@@ -267,6 +267,25 @@ func (t *transport) anchor(c *config.Config, on *sockets) error {
 	return t.keepers.Anchor(append(on.labels(), t.labels...)...)
 }
 
+// part is the end of a start that has touched nothing: keepers that hold nothing of an
+// earlier daemon are for nobody.
+func part(set *keeper.Set, found map[string]*os.File) error {
+	if len(found) > 0 {
+		return set.Leave()
+	}
+	return set.End()
+}
+
+// giveUp is the end of a start that came to nothing. What an earlier daemon has mounted
+// and what this one has waits for the next. Where there is neither, callers are
+// refused rather than left waiting, and no process stays.
+func (t *transport) giveUp(on *sockets) error {
+	if t.adopted || t.Needed() {
+		return t.keepers.Leave()
+	}
+	return errors.Join(t.keepers.End(), on.remove())
+}
+
 // leave sees to it that readers wait for the next daemon, where any may come,
 // and else ends the keepers. The kernel may know of more than the layers do: those
 // that could not be opened have mounts too.

@@ -169,6 +169,11 @@ func (e *Env) Path(names ...string) string {
 	return filepath.Join(append([]string{e.Dir}, names...)...)
 }
 
+// Namespace is containerd's namespace for what ctr does. It is part of each
+// container's cgroup: two environments with a container of the same name would kill
+// each other's.
+func (e *Env) Namespace() string { return filepath.Base(e.Dir) }
+
 // onClose registers what Close does, last first.
 func (e *Env) onClose(f func() error) { e.closers = append(e.closers, f) }
 
@@ -230,7 +235,7 @@ func (e *Env) command(ctx context.Context, name string, args ...string) *exec.Cm
 		path = name
 	}
 	cmd := exec.CommandContext(ctx, path, args...)
-	cmd.Env = append(os.Environ(), "PATH="+e.Bin+":"+os.Getenv("PATH"))
+	cmd.Env = append(os.Environ(), "PATH="+e.Bin+":"+os.Getenv("PATH"), "CONTAINERD_NAMESPACE="+e.Namespace())
 	return cmd
 }
 

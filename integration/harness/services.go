@@ -179,7 +179,7 @@ func (c *Containerd) removeContainers() error {
 		return nil // killAll will find the shims
 	default:
 	}
-	for _, ns := range []string{"default", "k8s.io"} {
+	for _, ns := range []string{c.env.Namespace(), "k8s.io"} {
 		out, err := c.Ctr(ctx, "-n", ns, "tasks", "list", "-q")
 		if err != nil {
 			return err
