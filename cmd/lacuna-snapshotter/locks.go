@@ -86,17 +86,18 @@ func (l *lock) owner() (o owner, ok bool) {
 	return o, err == nil && json.Unmarshal(b, &o) == nil
 }
 
-// note writes who has the lock.
+// note writes who has the lock, in the place of what was there: on a full disk there is
+// no other, and a daemon must start on one.
 func (l *lock) note(o owner) error {
 	b, err := json.Marshal(o)
 	if err != nil {
 		return err
 	}
-	if err := l.file.Truncate(0); err != nil {
+	b = append(b, '\n')
+	if _, err := l.file.WriteAt(b, 0); err != nil {
 		return err
 	}
-	_, err = l.file.WriteAt(append(b, '\n'), 0)
-	return err
+	return l.file.Truncate(int64(len(b)))
 }
 
 // at reports whether the lock is the file at a path.

@@ -61,8 +61,14 @@ func checkRoot(root string) error {
 		return err
 	}
 	err = tryOverlay(root)
-	// Without the system calls, or the right to them, nothing is known.
-	if err == nil || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
+	// Without the system calls, the right to them or room nothing is known. On a full
+	// disk it is this daemon that has to remove what fills it.
+	for _, unknown := range []error{unix.ENOSYS, unix.EPERM, unix.ENOSPC, unix.EDQUOT} {
+		if errors.Is(err, unknown) {
+			return nil
+		}
+	}
+	if err == nil {
 		return nil
 	}
 	return fmt.Errorf("root %s is on %s, on which the kernel mounts no containers (overlayfs: %w): set root to a directory on ext4, xfs or btrfs; in a container, to a volume", root, d.kind, err)
