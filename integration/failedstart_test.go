@@ -122,7 +122,7 @@ func TestFailedStartKeepsReadersWaiting(t *testing.T) {
 	n.t = t
 	n.restart()
 	n.connected()
-	if out := n.ctr("tasks", "exec", "--exec-id", "e", "waits", "/reader", "1"); out != n.want(data) {
+	if out := n.out("tasks", "exec", "--exec-id", "e", "waits", "/reader", "1"); out != n.want(data) {
 		t.Errorf("%q, want %q", out, n.want(data))
 	}
 }
@@ -166,7 +166,7 @@ func TestReadyWithoutRegistry(t *testing.T) {
 			}
 			close(well)
 			n.fails(nil)
-			if out := n.ctr("tasks", "exec", "--exec-id", name, "down", "/reader", "1"); out != n.want(layers...) {
+			if out := n.out("tasks", "exec", "--exec-id", name, "down", "/reader", "1"); out != n.want(layers...) {
 				t.Errorf("%q, want %q", out, n.want(layers...))
 			}
 		})

@@ -96,7 +96,7 @@ func fullDisk(t *testing.T, transport string) {
 	execs := 0
 	read := func() (string, error) {
 		execs++
-		return n.tryCtr("tasks", "exec", "--exec-id", "e"+string(rune('a'+execs)), "full", "/reader", "1")
+		return n.tryOut("tasks", "exec", "--exec-id", "e"+string(rune('a'+execs)), "full", "/reader", "1")
 	}
 
 	empty := n.fill()
@@ -139,7 +139,7 @@ func fullDisk(t *testing.T, transport string) {
 	empty()
 	n.ctr("tasks", "rm", "-f", "full")
 	n.ctr("containers", "rm", "full")
-	if out := n.ctr("run", "--rm", "--snapshotter", "lacuna", ref, "again", "/reader", "1"); out != n.want(data) {
+	if out := n.out("run", "--rm", "--snapshotter", "lacuna", ref, "again", "/reader", "1"); out != n.want(data) {
 		t.Errorf("%q, want %q", out, n.want(data))
 	}
 }

@@ -75,7 +75,7 @@ func TestLayersThatCannotBeFetched(t *testing.T) {
 		n.pass(w, r)
 	})
 	n.pull(ref)
-	if out := n.ctr("run", "--rm", "--snapshotter", "lacuna", ref, "refused", "/reader", "1"); out != n.want(data) {
+	if out := n.out("run", "--rm", "--snapshotter", "lacuna", ref, "refused", "/reader", "1"); out != n.want(data) {
 		t.Errorf("%q, want %q", out, n.want(data))
 	}
 	l := n.layers()

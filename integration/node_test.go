@@ -138,6 +138,22 @@ func (n *node) tryCtr(args ...string) (string, error) {
 	return n.containerd.Ctr(ctx, args...)
 }
 
+// out is ctr for run and tasks exec, with what the container prints.
+func (n *node) out(args ...string) string {
+	n.t.Helper()
+	out, err := n.tryOut(args...)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return out
+}
+
+func (n *node) tryOut(args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute) // a hang guard
+	defer cancel()
+	return n.containerd.Output(ctx, args...)
+}
+
 func (n *node) pull(ref string, flags ...string) {
 	n.t.Helper()
 	n.ctr(append(append([]string{"images", "pull", "--hosts-dir", n.env.HostsDir(), "--snapshotter", "lacuna"}, flags...), ref)...)

@@ -24,7 +24,7 @@ func TestImagesOfAllShapes(t *testing.T) {
 		after := n.data("after", 3, 100<<10)
 		ref := n.push("/test/empty:1", true, program, empty, after)
 		n.pull(ref)
-		out := n.ctr("run", "--rm", "--snapshotter", "lacuna", ref, "empty", "/reader", "1")
+		out := n.out("run", "--rm", "--snapshotter", "lacuna", ref, "empty", "/reader", "1")
 		if want := n.want(after); out != want {
 			t.Errorf("%q, want %q", out, want)
 		}
@@ -55,7 +55,7 @@ func TestImagesOfAllShapes(t *testing.T) {
 		}
 		ref := n.push("/test/many:1", true, layers...)
 		n.pull(ref)
-		out := n.ctr("run", "--rm", "--snapshotter", "lacuna", ref, "many", "/reader", "1")
+		out := n.out("run", "--rm", "--snapshotter", "lacuna", ref, "many", "/reader", "1")
 		n.lazyLayers(126)
 		if want := n.want(layers...); out != want {
 			t.Errorf("%q, want %q", out, want)
@@ -73,7 +73,7 @@ func TestImagesOfAllShapes(t *testing.T) {
 		n.lazyLayers(4)
 		n.ctr("images", "rm", "--sync", a)
 		n.until("a's layer is removed", func() bool { return len(n.layers().Layers) == 3 })
-		out := n.ctr("run", "--rm", "--snapshotter", "lacuna", b, "common", "/reader", "1")
+		out := n.out("run", "--rm", "--snapshotter", "lacuna", b, "common", "/reader", "1")
 		if want := n.want(base, above); out != want {
 			t.Errorf("%q, want %q", out, want)
 		}
@@ -151,7 +151,7 @@ func TestCtrCommands(t *testing.T) {
 	}
 	n.ctr("images", "unmount", "--snapshotter", "lacuna", "--rm", at)
 
-	if out := n.ctr("run", "--rm", "--read-only", "--snapshotter", "lacuna", ref, "read-only", "/reader", "1"); out != n.want(data) {
+	if out := n.out("run", "--rm", "--read-only", "--snapshotter", "lacuna", ref, "read-only", "/reader", "1"); out != n.want(data) {
 		t.Errorf("read-only: %q, want %q", out, n.want(data))
 	}
 	// What was not downloaded cannot be exported; what is fetched then can be, and the

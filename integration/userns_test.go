@@ -135,7 +135,7 @@ func probe(ctx context.Context, c *harness.Containerd, snapshotter, ref string, 
 	for _, r := range ranges {
 		args = append(args, "--uidmap", r, "--gidmap", r)
 	}
-	return c.Ctr(ctx, append(args, ref, "probe-"+snapshotter)...)
+	return c.Output(ctx, append(args, ref, "probe-"+snapshotter)...)
 }
 
 // usernsCase is one way to run an image.

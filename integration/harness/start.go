@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
-	"strings"
+	"os"
+	"slices"
 	"time"
 )
 
@@ -48,11 +50,30 @@ func (c *Containerd) PullAndRun(ctx context.Context, link *Link, snapshotter, re
 	return s, err
 }
 
-// RunIn runs a command in a fresh container of a pulled image.
+// RunIn runs a command in a fresh container of a pulled image, and returns what it
+// prints.
 func (c *Containerd) RunIn(ctx context.Context, snapshotter, ref, id string, command ...string) (string, error) {
-	var out strings.Builder
-	err := c.run(ctx, snapshotter, ref, id, command, func(line string) { out.WriteString(line + "\n") })
-	return out.String(), err
+	return c.Output(ctx, append([]string{"run", "--rm", "--snapshotter", snapshotter}, append([]string{ref, id}, command...)...)...)
+}
+
+// Output is Ctr for run and tasks exec, and returns what the container prints, both
+// streams together. The shim writes that to a file: containerd's client closes its
+// pipes when a task is deleted, whether it has read them or not
+// (pkg/cio/io_unix.go, copyIO, 2.4.2).
+func (c *Containerd) Output(ctx context.Context, args ...string) (string, error) {
+	f, err := os.CreateTemp(c.env.Dir, "output-*")
+	if err != nil {
+		return "", err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	at := slices.IndexFunc(args, func(a string) bool { return a == "run" || a == "exec" }) + 1
+	_, err = c.Ctr(ctx, slices.Insert(slices.Clone(args), at, "--log-uri", "file://"+f.Name())...)
+	out, readErr := io.ReadAll(f)
+	if err != nil {
+		err = fmt.Errorf("%w\n%s", err, out)
+	}
+	return string(out), errors.Join(err, readErr)
 }
 
 func (c *Containerd) run(ctx context.Context, snapshotter, ref, id string, command []string, line func(string)) error {
