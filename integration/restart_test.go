@@ -41,7 +41,7 @@ func TestContainersOutliveTheDaemon(t *testing.T) {
 			p.forget(t)
 			pull("lacuna")
 			id := "reader-" + name
-			cmd := exec.CommandContext(ctx, p.env.Bin+"/ctr", "--address", p.containerd.Address, "run", "--rm", "--snapshotter", "lacuna", p.ref, id, "sh", "-c", reader)
+			cmd := exec.CommandContext(ctx, p.env.Bin+"/ctr", "--address", p.containerd.Address, "-n", p.env.Namespace(), "run", "--rm", "--snapshotter", "lacuna", p.ref, id, "sh", "-c", reader)
 			var stderr strings.Builder
 			cmd.Stderr = &stderr
 			out, err := cmd.StdoutPipe()

@@ -72,8 +72,11 @@ func lockRoot(root string) (*lock, error) {
 		return nil, err
 	}
 	l, err := take(filepath.Join(root, "lock"), lockTime)
+	if errors.Is(err, errLocked) {
+		err = fmt.Errorf("root %s is in use: %w", root, err)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("root %s is in use: %w", root, err)
+		return nil, err
 	}
 	return l, l.note(owner{Root: root, PID: os.Getpid()})
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -51,6 +52,13 @@ func (d disk) problem() string {
 		return fmt.Sprintf("less than %d %% of the root's disk is free: layers are not filled ahead", shortBelow)
 	}
 	return ""
+}
+
+// readOnly reports whether nothing can be written at a directory. statfs(2) does not tell
+// of a file system that ext4 has stopped after an error (emergency_ro).
+func readOnly(dir string) bool {
+	now := time.Now()
+	return errors.Is(os.Chtimes(dir, now, now), unix.EROFS)
 }
 
 // checkRoot fails where containers could not be mounted: overlayfs wants of the

@@ -47,8 +47,11 @@ func openSocket(path, root string, keepers holder, kept *os.File) (s *socket, er
 		return nil, err
 	}
 	lock, err := take(lockOf(path), lockTime)
+	if errors.Is(err, errLocked) {
+		err = fmt.Errorf("socket %s is in use: %w: give this one another address, or stop the other", path, err)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("socket %s is in use: %w: give this one another address, or stop the other", path, err)
+		return nil, err
 	}
 	defer func() {
 		if err != nil {

@@ -124,6 +124,9 @@ func (s *status) look(st *statusapi.Status) {
 	for _, reason := range s.transport.passed {
 		st.PassedOver = append(st.PassedOver, reason.Error())
 	}
+	if readOnly(s.root) {
+		st.Problems = append(st.Problems, "the root's file system is read-only: what is not there yet cannot be read, containers get EIO")
+	}
 	d, err := diskOf(s.root)
 	if err != nil {
 		st.Problems = append(st.Problems, err.Error())

@@ -188,7 +188,7 @@ type container struct {
 func (n *node) read(ctx context.Context, passes int) (*container, error) {
 	n.containers++
 	c := &container{id: fmt.Sprintf("reader-%s-%d", n.transport, n.containers), started: make(chan struct{}), done: make(chan struct{})}
-	cmd := exec.CommandContext(ctx, filepath.Join(n.env.Bin, "ctr"), "--address", n.containerd.Address, "run", "--rm", "--snapshotter", "lacuna",
+	cmd := exec.CommandContext(ctx, filepath.Join(n.env.Bin, "ctr"), "--address", n.containerd.Address, "-n", n.env.Namespace(), "run", "--rm", "--snapshotter", "lacuna",
 		"--mount", "type=bind,src="+n.expected+",dst=/expected,options=rbind:ro",
 		"--mount", "type=bind,src="+n.env.Path("reader.py")+",dst=/reader.py,options=rbind:ro",
 		n.ref, c.id, "python3", "/reader.py", strconv.Itoa(passes))
