@@ -1,11 +1,13 @@
 package erofs
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -93,10 +95,49 @@ func MountFscache(f Fscache, target string) error {
 	return &MountError{"mount", target, fmt.Errorf("%w: %s", err, text)}
 }
 
-// Unmount removes the mount; a mount still in use goes when its last user does.
+// Unmount removes the mount; a mount still in use goes when its last user does. The
+// file system may go later: the kernel waits, beyond any signal, for reads that are
+// under way, such as read-ahead of a process that was killed.
+//
+// So umount(8) does it, in another process, which is left to itself once the target
+// is free. If the thread that waits were ours, whoever answers those reads could not
+// begin, and after our death our descriptors would stay open and the next daemon could
+// not come in our place.
 func Unmount(target string) error {
-	if err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+	cmd := exec.Command("umount", "-c", "-i", "-l", target) //nolint:noctx // see above
+	var out bytes.Buffer
+	cmd.Env, cmd.Stderr = append(os.Environ(), "LC_ALL=C"), &out
+	if err := cmd.Start(); err != nil {
 		return &MountError{"unmount", target, err}
 	}
-	return nil
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	look := time.NewTicker(unmountLook)
+	defer look.Stop()
+	for {
+		select {
+		case err := <-done:
+			if err == nil {
+				return nil
+			}
+			text := strings.TrimSpace(out.String())
+			if strings.Contains(text, "not mounted") { // umount(8) tells errors in words only
+				err = unix.EINVAL
+			}
+			return &MountError{"unmount", target, fmt.Errorf("%w: %s", err, text)}
+		case <-look.C:
+			if !isMounted(target) {
+				return nil
+			}
+		}
+	}
+}
+
+// unmountLook is how often Unmount looks whether its target is free.
+const unmountLook = 20 * time.Millisecond
+
+// isMounted reports whether a file system of ours is at target.
+func isMounted(target string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(target, &st) == nil && uint32(st.Type) == unix.EROFS_SUPER_MAGIC_V1
 }
