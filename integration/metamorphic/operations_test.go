@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/snapshotters"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
@@ -154,7 +155,10 @@ func (s *sequence) extract(ns *namespace, layers []*layer) bool {
 	})
 	if s.lenient.Load() && !errdefs.IsAlreadyExists(err) {
 		// It may have been made, and that not been told.
-		s.m.put(&snap{key: chain, parent: parent, kind: snapshots.KindCommitted, exists: unsure, lazy: true, layer: l, ordinary: ordinary, files: files})
+		// Where the chain is on another parent already, its name is another.
+		for _, name := range []string{chain, chain + " on " + digest.FromString(parent).Encoded()} {
+			s.m.put(&snap{key: name, parent: parent, kind: snapshots.KindCommitted, exists: unsure, lazy: true, layer: l, ordinary: ordinary, files: files})
+		}
 	}
 	switch {
 	case errdefs.IsAlreadyExists(err):

@@ -205,7 +205,9 @@ func (s *sequence) rest(r *rand.Rand) {
 		}
 	}
 	s.reads.Wait()
-	s.lenient.Store(false)
+	if s.lenient.Swap(false) {
+		s.faulted.Store(time.Now().UnixNano())
+	}
 	s.faulty.Store(false)
 	if s.failed.Load() {
 		return

@@ -47,10 +47,11 @@ type sequence struct {
 	group    *os.File
 	journal  *journal.Journal
 
-	lenient  atomic.Bool // calls may fail just now
-	faulty   atomic.Bool // reads may fail just now
-	troubled atomic.Bool // there were faults in this sequence
-	down     atomic.Bool // the power is lost
+	lenient  atomic.Bool  // calls may fail just now
+	faulted  atomic.Int64 // when they last might, in Unix nanoseconds
+	faulty   atomic.Bool  // reads may fail just now
+	troubled atomic.Bool  // there were faults in this sequence
+	down     atomic.Bool  // the power is lost
 	failed   atomic.Bool
 	reads    sync.WaitGroup // in the background
 	over     chan struct{}
@@ -153,7 +154,9 @@ func (s *sequence) must(what string, err error) bool {
 	if err == nil {
 		return true
 	}
-	if !s.lenient.Load() && !s.failed.Load() {
+	// A layer that a fault has quarantined is made again after a pause.
+	mending := errdefs.IsUnavailable(err) && strings.Contains(err.Error(), "quarantined") && time.Now().UnixNano()-s.faulted.Load() < int64(*mend)
+	if !s.lenient.Load() && !s.failed.Load() && !mending {
 		s.fail(wrongCall, "%s: %v", what, err)
 	}
 	return false
