@@ -126,15 +126,24 @@ func Unmount(target string) error {
 			}
 			return &MountError{"unmount", target, fmt.Errorf("%w: %s", err, text)}
 		case <-look.C:
-			if !isMounted(target) {
-				return nil
+			if isMounted(target) {
+				continue
 			}
+			select { // mostly the rest takes a moment
+			case <-done: //nolint:errcheck // the target is free
+			case <-time.After(unmountRest):
+			}
+			return nil
 		}
 	}
 }
 
 // unmountLook is how often Unmount looks whether its target is free.
 const unmountLook = 20 * time.Millisecond
+
+// unmountRest is how long Unmount waits for the file system's end when its target is
+// free.
+const unmountRest = time.Second
 
 // isMounted reports whether a file system of ours is at target.
 func isMounted(target string) bool {

@@ -125,7 +125,20 @@ func (n *node) forget(ctx context.Context) error {
 	if _, err := n.containerd.Ctr(ctx, "images", "rm", "--sync", n.ref); err != nil {
 		return err
 	}
-	return harness.WaitUnmounted(n.daemon.Root+"/snapshots/m", 0)
+	// Not only unmounted: a layer that somebody can still reach would be taken up again,
+	// complete as it is, by the next pull.
+	var st statusapi.Status
+	for range 600 {
+		var err error
+		if st, err = n.status(ctx); err != nil {
+			return err
+		}
+		if st.Filling+st.Complete+st.Evicted+st.Leaving+st.Quarantined == 0 {
+			return nil
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return fmt.Errorf("layers are left: %+v", st)
 }
 
 // holders are the keepers that have the transport by now: one that was just

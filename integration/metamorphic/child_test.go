@@ -58,7 +58,7 @@ func startChild() (*child, error) {
 		return nil, err
 	}
 	c := &child{conn: conn.(*net.UnixConn), stderr: &lockedBuffer{}, ended: make(chan struct{})}
-	c.cmd = exec.Command("/proc/self/exe") //nolint:noctx // it ends with its socket
+	c.cmd = exec.Command("/proc/self/exe")
 	c.cmd.Env = append(os.Environ(), roleVariable+"=node", "GOMAXPROCS=2")
 	c.cmd.ExtraFiles = []*os.File{theirs}
 	c.cmd.Stderr = c.stderr
@@ -82,12 +82,6 @@ func startChild() (*child, error) {
 	files[0].Close()
 	c.supervisor = &supervisor{listener: listener, pid: c.cmd.Process.Pid}
 	return c, nil
-}
-
-// watch lets the supervisor begin. Until then the node's writes wait.
-func (c *child) watch(strike func(string)) {
-	c.supervisor.strike = strike
-	go c.supervisor.run()
 }
 
 // ask has the node do something.
@@ -196,7 +190,7 @@ const patience = 30 * time.Second
 
 // sh runs a script.
 func sh(script string, args ...string) error {
-	cmd := exec.Command("sh", append([]string{"-ec", script, "sh"}, args...)...) //nolint:noctx // of a moment
+	cmd := exec.Command("sh", append([]string{"-ec", script, "sh"}, args...)...)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w\n%s", script, err, out)
 	}

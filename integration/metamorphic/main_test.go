@@ -56,7 +56,7 @@ func TestMain(m *testing.M) {
 
 // inOwnNamespace runs the driver where its mounts end with it.
 func inOwnNamespace() error {
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...) //nolint:noctx // its own time-out is the test's
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), roleVariable+"=driver")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &unix.SysProcAttr{Unshareflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}

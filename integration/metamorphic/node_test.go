@@ -161,7 +161,7 @@ func (n *node) open(q request, files []*os.File) (err error) {
 	n.server.Recover()
 	n.service = grpc.NewServer()
 	snapshotsapi.RegisterSnapshotsServer(n.service, snapshotservice.FromSnapshotter(n.snapshotter))
-	l, err := net.Listen("unix", q.Socket) //nolint:noctx // it does not wait
+	l, err := net.Listen("unix", q.Socket)
 	if err != nil {
 		return err
 	}

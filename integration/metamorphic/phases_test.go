@@ -505,7 +505,7 @@ func (s *sequence) end() error {
 		if s.reader != nil {
 			s.reader.kill()
 		}
-		s.worker.reader = nil
+		s.reader = nil
 	}
 	if s.group != nil {
 		s.group.Close()

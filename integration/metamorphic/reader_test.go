@@ -162,7 +162,7 @@ func mapFile(path string) (r fileResult) {
 	if err != nil {
 		return fileResult{Error: err.Error()}
 	}
-	defer unix.Munmap(m) //nolint:errcheck // read only
+	defer unix.Munmap(m)
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	page := make([]byte, 4096)
 	defer func() {
@@ -246,7 +246,7 @@ type reader struct {
 
 func startReader() (*reader, error) {
 	r := &reader{ended: make(chan struct{}), waiting: map[int64]chan result{}}
-	r.cmd = exec.Command("/proc/self/exe") //nolint:noctx // it ends with its input
+	r.cmd = exec.Command("/proc/self/exe")
 	r.cmd.Env = append(os.Environ(), roleVariable+"=reader")
 	r.cmd.Stderr = os.Stderr
 	var err error

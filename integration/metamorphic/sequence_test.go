@@ -306,7 +306,7 @@ func (s *sequence) reboot() error {
 	s.group = nil
 	s.reads.Wait()
 	var err error
-	if s.worker.reader, err = startReader(); err != nil {
+	if s.reader, err = startReader(); err != nil {
 		return err
 	}
 	for _, c := range s.m.containers {
