@@ -126,7 +126,7 @@ func Unmount(target string) error {
 			}
 			return &MountError{"unmount", target, fmt.Errorf("%w: %s", err, text)}
 		case <-look.C:
-			if isMounted(target) {
+			if Mounted(target) {
 				continue
 			}
 			select { // mostly the rest takes a moment
@@ -145,8 +145,8 @@ const unmountLook = 20 * time.Millisecond
 // free.
 const unmountRest = time.Second
 
-// isMounted reports whether a file system of ours is at target.
-func isMounted(target string) bool {
+// Mounted reports whether an EROFS file system is mounted at target.
+func Mounted(target string) bool {
 	var st unix.Statfs_t
 	return unix.Statfs(target, &st) == nil && uint32(st.Type) == unix.EROFS_SUPER_MAGIC_V1
 }

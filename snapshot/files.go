@@ -197,12 +197,7 @@ func (f *files) writeState(dir string) error {
 }
 
 // mounted reports whether the mountpoint shows an EROFS file system.
-func (f *files) mounted() bool { return isEROFS(f.target) }
-
-func isEROFS(path string) bool {
-	var st unix.Statfs_t
-	return unix.Statfs(path, &st) == nil && uint32(st.Type) == unix.EROFS_SUPER_MAGIC_V1
-}
+func (f *files) mounted() bool { return erofs.Mounted(f.target) }
 
 // discardBlob moves a file that cannot be the blob, and its records, to the trash.
 func (f *files) discardBlob(d *dirs) error {

@@ -172,6 +172,7 @@ func (l *Layers) open(layer *Layer, f *files) error {
 		if detachErr := l.Transport.Detach(blob); detachErr != nil {
 			// An earlier mount that could not be replaced, or nobody knows.
 			l.become(layer, Leaving, f, on, nil)
+			l.start(func() { l.watch(layer, on) }) // it may be mounted again
 			return errors.Join(err, detachErr)
 		}
 		return errors.Join(err, blob.Close())

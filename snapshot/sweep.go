@@ -57,7 +57,7 @@ func (l *Layers) sweepMountpoints(ctx context.Context) error {
 // then. The caller has the lifecycle lock of the layer that has it, if any has.
 func (l *Layers) removeMountpoint(name string) error {
 	path := filepath.Join(l.Root, mountsDir, name)
-	if isEROFS(path) {
+	if erofs.Mounted(path) {
 		if err := erofs.Unmount(path); err != nil {
 			return err
 		}
