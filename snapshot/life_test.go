@@ -69,17 +69,10 @@ func TestOtherParent(t *testing.T) {
 	t.Cleanup(func() { _ = n.tearDown() })
 	img := newImage(t, 1)
 	img.index(t, n, 0)
-	for _, ns := range []string{"first", "second"} {
-		if _, err := n.Prepare(ctx, ns+"/extract", ""); err != nil {
+	pull := func(ns string) {
+		t.Helper()
+		if _, err := n.Prepare(ctx, ns+"/extract1", ns+"/chain0", img.labels(0, "chain1")); !errdefs.IsAlreadyExists(err) {
 			t.Fatal(err)
-		}
-		if err := n.Commit(ctx, ns+"/chain0", ns+"/extract"); err != nil {
-			t.Fatal(err)
-		}
-		for range 2 { // pulled again
-			if _, err := n.Prepare(ctx, ns+"/extract1", ns+"/chain0", img.labels(0, "chain1")); !errdefs.IsAlreadyExists(err) {
-				t.Fatal(err)
-			}
 		}
 		found := 0
 		err := n.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
@@ -90,6 +83,21 @@ func TestOtherParent(t *testing.T) {
 			t.Errorf("%s: %d snapshots for containerd to find, %v", ns, found, err)
 		}
 	}
+	for _, ns := range []string{"first", "second"} {
+		if _, err := n.Prepare(ctx, ns+"/extract", ""); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Commit(ctx, ns+"/chain0", ns+"/extract"); err != nil {
+			t.Fatal(err)
+		}
+		pull(ns)
+		pull(ns) // again
+	}
+	if err := n.Remove(ctx, "chain1"); err != nil { // the first's
+		t.Fatal(err)
+	}
+	pull("second") // the plain name is free, and the second has one of another name
+	pull("first")
 }
 
 // TestRolledBackTransaction finds the directory of a snapshot whose transaction

@@ -57,23 +57,28 @@ func (s *Snapshotter) prepareLazy(ctx context.Context, want extraction, key, par
 	}
 	opts = append(opts[:len(opts):len(opts)], lazy(want.Target))
 	return s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
+		free := ""
 		for _, name := range []string{want.name, want.name + " on " + digest.FromString(parent).Encoded()} {
 			_, there, _, err := storage.GetInfo(ctx, name)
-			if errdefs.IsNotFound(err) {
-				if _, err := storage.CreateSnapshot(ctx, snapshots.KindActive, key, parent, opts...); err != nil {
-					return err
+			switch {
+			case err == nil:
+				if there.Kind == snapshots.KindCommitted && there.Parent == parent && there.Labels[snapshots.LabelSnapshotRef] == want.name {
+					return nil // of an earlier or a concurrent pull
 				}
-				_, err := storage.CommitActive(ctx, key, name, usage, opts...)
+			case !errdefs.IsNotFound(err):
 				return err
-			}
-			if err != nil {
-				return err
-			}
-			if there.Kind == snapshots.KindCommitted && there.Parent == parent && there.Labels[snapshots.LabelSnapshotRef] == want.name {
-				return nil // of an earlier or a concurrent pull
+			case free == "":
+				free = name
 			}
 		}
-		return fmt.Errorf("snapshots for %s are there with other parents than %q: %w", want.name, parent, errdefs.ErrFailedPrecondition)
+		if free == "" {
+			return fmt.Errorf("snapshots for %s are there with other parents than %q: %w", want.name, parent, errdefs.ErrFailedPrecondition)
+		}
+		if _, err := storage.CreateSnapshot(ctx, snapshots.KindActive, key, parent, opts...); err != nil {
+			return err
+		}
+		_, err := storage.CommitActive(ctx, key, free, usage, opts...)
+		return err
 	})
 }
 
