@@ -1,16 +1,13 @@
 package integration
 
 import (
+	"context"
 	"errors"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/lacuna-snapshotter/lacuna/integration/harness"
 	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
 	"github.com/lacuna-snapshotter/lacuna/internal/procs"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/keeper"
@@ -20,42 +17,21 @@ import (
 func (n *node) ownDisk(size string) {
 	n.t.Helper()
 	hostcheck.Tool(n.t, "mke2fs")
-	image, dir := n.env.Path("disk"), n.env.Path(harness.DaemonRoot)
-	if err := os.Mkdir(dir, 0o711); err != nil {
+	if err := n.env.OwnDisk(context.Background(), size); err != nil {
 		n.t.Fatal(err)
-	}
-	for _, args := range [][]string{
-		{"truncate", "-s", size, image}, {"mke2fs", "-q", "-t", "ext4", "-m", "0", image}, {"mount", "-o", "loop", image, dir},
-	} {
-		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
-			n.t.Fatalf("%v: %v\n%s", args, err, out)
-		}
 	}
 }
 
 // fill takes all room of the daemon's disk, until the result is called.
 func (n *node) fill() (empty func()) {
 	n.t.Helper()
-	path := filepath.Join(n.env.Path(harness.DaemonRoot), "balloon")
-	balloon, err := os.Create(path)
+	remove, err := n.env.FillDisk()
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	defer balloon.Close()
-	at := int64(0)
-	for step := int64(1 << 30); step >= 1024; {
-		switch err := unix.Fallocate(int(balloon.Fd()), 0, at, step); {
-		case err == nil:
-			at += step
-		case errors.Is(err, unix.ENOSPC):
-			step /= 2
-		default:
-			n.t.Fatal(err)
-		}
-	}
 	return func() {
 		n.t.Helper()
-		if err := os.Remove(path); err != nil {
+		if err := remove(); err != nil {
 			n.t.Fatal(err)
 		}
 	}

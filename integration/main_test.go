@@ -4,13 +4,10 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -83,41 +80,23 @@ func real(t *testing.T) *parts {
 }
 
 func (p *parts) start(ctx context.Context) (err error) {
-	top, err := filepath.Abs("..")
+	if p.env, err = harness.FromSource(); err != nil {
+		return err
+	}
+	p.env.Capabilities = []string{"remap-ids"} // as docs/install.md says
+	if p.image, err = p.env.Numpy(ctx); err != nil {
+		return err
+	}
+	published, err := p.env.Publish(ctx, p.image, "/test/numpy:latest", harness.Fast)
 	if err != nil {
 		return err
 	}
-	if p.env, err = harness.New(filepath.Join(top, ".cache", "bin")); err != nil {
+	p.registry, p.link, p.ref = published.Registry, published.Link, published.Ref
+	if _, err := p.image.Push(ctx, p.registry+"/test/plain:latest"); err != nil {
 		return err
 	}
-	p.env.Capabilities = []string{"remap-ids"} // as README says
-	images := filepath.Join(top, "integration", "images")
-	p.image, err = harness.BuildImage(ctx, p.env, filepath.Join(images, "build.sh"), filepath.Join(top, ".cache", "images"),
-		"numpy", filepath.Join(images, "numpy"), "python3", "python3-numpy")
-	if err != nil {
-		return err
-	}
-	p.image.Cmd = []string{"python3", "/app/main.py"}
-	if p.registry, err = p.env.StartRegistry(); err != nil {
-		return err
-	}
-	if p.link, err = p.env.StartLink(p.registry, 1e9, 2*time.Millisecond); err != nil {
-		return err
-	}
-	if err := p.env.AllowHTTP(p.link.Addr); err != nil {
-		return err
-	}
-	for _, repo := range []string{"/test/numpy:latest", "/test/plain:latest"} {
-		if _, err := p.image.Push(ctx, p.registry+repo); err != nil {
-			return err
-		}
-	}
-	_, err = p.env.Run(ctx, "lacunactl", "index", "create", "--push", "--plain-http", "--store", p.env.Path("index"), p.registry+"/test/numpy:latest")
-	if err != nil {
-		return err
-	}
-	p.ref, p.plain = p.link.Addr+"/test/numpy:latest", p.link.Addr+"/test/plain:latest"
-	pause, err := p.pushPause(ctx, images)
+	p.plain = p.link.Addr + "/test/plain:latest"
+	pause, err := p.pushPause(ctx)
 	if err != nil {
 		return err
 	}
@@ -134,27 +113,17 @@ func (p *parts) startDaemon() (err error) {
 	return err
 }
 
-// pushPause builds the sandbox image from source and pushes it with an index.
-func (p *parts) pushPause(ctx context.Context, images string) (string, error) {
-	program := p.env.Path("pause")
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", program, filepath.Join(images, "pause"))
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build pause: %w\n%s", err, out)
-	}
-	content, err := os.ReadFile(program)
+// pushPause builds the sandbox image from source and pushes it with its index.
+func (p *parts) pushPause(ctx context.Context) (string, error) {
+	content, err := p.env.Compile(ctx, "pause")
 	if err != nil {
 		return "", err
 	}
-	image, err := harness.PackImage(p.env.Path("pause.tar.gz"), "pause", content)
-	if err != nil {
+	image := &harness.Image{Layers: []string{p.env.Path("pause.tar.gz")}, Cmd: []string{"/pause"}}
+	if err := harness.PackLayer(image.Layers[0], harness.File("pause", 0o755, 0, 0, string(content))); err != nil {
 		return "", err
 	}
-	ref := p.registry + "/test/pause:latest"
-	if _, err := image.Push(ctx, ref); err != nil {
-		return "", err
-	}
-	_, err = p.env.Run(ctx, "lacunactl", "index", "create", "--push", "--plain-http", "--store", p.env.Path("index"), ref)
+	_, err = p.env.PushIndexed(ctx, image, p.registry+"/test/pause:latest")
 	return p.link.Addr + "/test/pause:latest", err
 }
 

@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"archive/tar"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -11,12 +10,8 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -39,7 +34,7 @@ type node struct {
 	containerd *harness.Containerd
 	daemon     *harness.Daemon
 	config     string
-	content    map[string][]entry // of the layers that data made, by path
+	content    map[string][]harness.Entry // of the layers that data made, by path
 }
 
 // newNode starts a registry and containerd, no daemon yet.
@@ -50,14 +45,11 @@ func newNode(t *testing.T) *node {
 		hostcheck.Missing(t, "fanotify pre-content events: "+err.Error())
 	}
 	hostcheck.Tool(t, "runc")
-	bin, err := filepath.Abs("../.cache/bin")
+	env, err := harness.FromSource()
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{t: t, content: map[string][]entry{}}
-	if n.env, err = harness.New(bin); err != nil {
-		t.Fatal(err)
-	}
+	n := &node{t: t, env: env, content: map[string][]harness.Entry{}}
 	t.Cleanup(func() {
 		if t.Failed() && n.daemon != nil {
 			t.Log(n.daemon.Tail())
@@ -196,30 +188,23 @@ func (n *node) until(what string, f func() bool) {
 	n.t.Fatalf("never: %s", what)
 }
 
-var readerProgram = sync.OnceValues(func() ([]byte, error) {
-	dir, err := os.MkdirTemp("", "reader-")
-	if err != nil {
-		return nil, err
+// pack makes a layer.
+func pack(t *testing.T, path string, entries ...harness.Entry) string {
+	t.Helper()
+	if err := harness.PackLayer(path, entries...); err != nil {
+		t.Fatal(err)
 	}
-	defer os.RemoveAll(dir)
-	cmd := exec.Command("go", "build", "-ldflags=-s -w", "-o", dir+"/reader", "./images/reader")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("build reader: %w\n%s", err, out)
-	}
-	return os.ReadFile(dir + "/reader")
-})
+	return path
+}
 
 // program is the layer with /reader.
 func (n *node) program() string {
 	n.t.Helper()
-	content, err := readerProgram()
+	content, err := n.env.Compile(context.Background(), "reader")
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	return packLayer(n.t, n.env.Path("program.tar.gz"), []entry{
-		{tar.Header{Typeflag: tar.TypeReg, Name: "reader", Mode: 0o755, Size: int64(len(content))}, string(content)},
-	})
+	return pack(n.t, n.env.Path("program.tar.gz"), harness.File("reader", 0o755, 0, 0, string(content)))
 }
 
 // data is a layer with so many files of so many bytes in /data, which do not
@@ -229,44 +214,50 @@ func (n *node) data(name string, files, size int) string {
 	seed := [32]byte{}
 	copy(seed[:], name)
 	random := rand.NewChaCha8(seed)
-	entries := []entry{{Header: tar.Header{Typeflag: tar.TypeDir, Name: "data/", Mode: 0o755}}}
+	var entries []harness.Entry
 	for i := range files {
 		b := make([]byte, size)
 		_, _ = random.Read(b)
-		entries = append(entries, entry{tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprintf("data/%s-%d", name, i), Mode: 0o644, Size: int64(size)}, string(b)})
+		entries = append(entries, harness.File(fmt.Sprintf("data/%s-%d", name, i), 0o644, 0, 0, string(b)))
 	}
-	path := packLayer(n.t, n.env.Path(name+".tar.gz"), entries)
-	n.content[path] = entries[1:]
+	path := pack(n.t, n.env.Path(name+".tar.gz"), append([]harness.Entry{harness.Folder("data", 0o755, 0, 0)}, entries...)...)
+	n.content[path] = entries
 	return path
 }
 
 // want is what a pass of the reader prints for an image of such layers.
 func (n *node) want(layers ...string) string {
-	var all []entry
+	var all []harness.Entry
 	for _, path := range layers {
 		all = append(all, n.content[path]...)
 	}
-	slices.SortFunc(all, func(a, b entry) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(all, func(a, b harness.Entry) int { return strings.Compare(a.Name, b.Name) })
 	h := sha256.New()
 	for _, e := range all {
-		fmt.Fprintf(h, "/%s\n%s", e.Name, e.content)
+		fmt.Fprintf(h, "/%s\n%s", e.Name, e.Content)
 	}
 	return fmt.Sprintf("%x\n", h.Sum(nil))
 }
 
-// push pushes an image, with indexes if they are wanted, and returns its reference
+// push pushes an image, with its index where that is wanted, and returns its reference
 // for pulling.
 func (n *node) push(repo string, indexed bool, layers ...string) string {
 	n.t.Helper()
-	ctx := context.Background()
-	image := &harness.Image{Layers: layers, Cmd: []string{"/reader"}}
-	if _, err := image.Push(ctx, n.registry+repo); err != nil {
-		n.t.Fatal(err)
-	}
-	if indexed {
-		if _, err := n.env.Run(ctx, "lacunactl", "index", "create", "--push", "--plain-http", "--store", n.env.Path("index"), n.registry+repo); err != nil {
-			n.t.Fatal(err)
-		}
-	}
+	push(n.t, n.env, n.registry+repo, "/reader", indexed, layers...)
 	return n.addr + repo
+}
+
+// push pushes an image that runs a program.
+func push(t *testing.T, e *harness.Env, ref, program string, indexed bool, layers ...string) {
+	t.Helper()
+	image := &harness.Image{Layers: layers, Cmd: []string{program}}
+	var err error
+	if indexed {
+		_, err = e.PushIndexed(context.Background(), image, ref)
+	} else {
+		_, err = image.Push(context.Background(), ref)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }

@@ -20,7 +20,7 @@ func TestImagesOfAllShapes(t *testing.T) {
 
 	t.Run("an empty layer", func(t *testing.T) {
 		n.t = t
-		empty := packLayer(t, n.env.Path("empty.tar.gz"), nil)
+		empty := pack(t, n.env.Path("empty.tar.gz"))
 		after := n.data("after", 3, 100<<10)
 		ref := n.push("/test/empty:1", true, program, empty, after)
 		n.pull(ref)
@@ -33,7 +33,7 @@ func TestImagesOfAllShapes(t *testing.T) {
 	})
 	t.Run("only an empty layer", func(t *testing.T) {
 		n.t = t
-		empty := packLayer(t, n.env.Path("empty.tar.gz"), nil)
+		empty := pack(t, n.env.Path("empty.tar.gz"))
 		ref := n.push("/test/onlyempty:1", true, empty)
 		n.pull(ref)
 		at := t.TempDir()

@@ -2,24 +2,13 @@ package integration
 
 import (
 	"archive/tar"
-	"compress/gzip"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"os"
-	"os/exec"
 	"path"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"time"
-
-	"golang.org/x/sys/unix"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
-	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/lacuna-snapshotter/lacuna/integration/harness"
 )
@@ -49,23 +38,12 @@ func (r usernsRefs) all() []string { return []string{r.one, r.many, r.mixed} }
 func (p *parts) pushProbe(t *testing.T) usernsRefs {
 	t.Helper()
 	ctx, dir := t.Context(), t.TempDir()
-	program := filepath.Join(dir, "probe")
-	cmd := exec.CommandContext(ctx, "go", "build", "-ldflags=-s -w", "-o", program, "./images/probe")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build probe: %v\n%s", err, out)
-	}
-	content, err := os.ReadFile(program)
+	content, err := p.env.Compile(ctx, "probe")
 	if err != nil {
 		t.Fatal(err)
 	}
-	file := func(name string, mode int64, uid, gid int, content string) entry {
-		return entry{tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: mode, Uid: uid, Gid: gid, Size: int64(len(content))}, content}
-	}
-	folder := func(name string, mode int64, uid, gid int) entry {
-		return entry{Header: tar.Header{Typeflag: tar.TypeDir, Name: name + "/", Mode: mode, Uid: uid, Gid: gid}}
-	}
-	base := packLayer(t, filepath.Join(dir, "base"), []entry{
+	file, folder := harness.File, harness.Folder
+	base := pack(t, filepath.Join(dir, "base"),
 		folder("dir", 0o2775, 1000, 2000),
 		file("dir/file", 0o644, 1000, 2000, "file"),
 		file("dir/gone", 0o644, 33, 33, "gone"),
@@ -73,33 +51,24 @@ func (p *parts) pushProbe(t *testing.T) usernsRefs {
 		file("owned", 0o644, 1000, 65534, "owned"),
 		file("secret", 0o600, 0, 0, "secret"),
 		file("plain", 0o755, 0, 0, string(content)),
-		{Header: tar.Header{Typeflag: tar.TypeLink, Name: "probe", Linkname: "plain", Mode: 0o755}},
+		harness.Entry{Header: tar.Header{Typeflag: tar.TypeLink, Name: "probe", Linkname: "plain", Mode: 0o755}},
 		file("suid-root", 0o4755, 0, 0, string(content)),
 		file("suid-user", 0o6755, 1000, 2000, string(content)),
-		{Header: tar.Header{Typeflag: tar.TypeSymlink, Name: "link", Linkname: "owned", Mode: 0o777, Uid: 5, Gid: 6}},
-		{Header: tar.Header{Typeflag: tar.TypeChar, Name: "null", Mode: 0o666, Devmajor: 1, Devminor: 3}},
-	})
-	second := packLayer(t, filepath.Join(dir, "second"), []entry{
+		harness.Entry{Header: tar.Header{Typeflag: tar.TypeSymlink, Name: "link", Linkname: "owned", Mode: 0o777, Uid: 5, Gid: 6}},
+		harness.Entry{Header: tar.Header{Typeflag: tar.TypeChar, Name: "null", Mode: 0o666, Devmajor: 1, Devminor: 3}},
+	)
+	second := pack(t, filepath.Join(dir, "second"),
 		folder("dir", 0o2775, 1000, 2000),
 		file("dir/.wh.under", 0o644, 0, 0, ""),
 		file("dir/second", 0o640, 1001, 1001, "second"),
-	})
-	third := packLayer(t, filepath.Join(dir, "third"), []entry{file("third", 0o640, 1002, 1002, "third")})
-	unpacked := packLayer(t, filepath.Join(dir, "unpacked"), []entry{
+	)
+	third := pack(t, filepath.Join(dir, "third"), file("third", 0o640, 1002, 1002, "third"))
+	unpacked := pack(t, filepath.Join(dir, "unpacked"),
 		folder("dir", 0o2775, 1000, 2000),
 		file("dir/unpacked", 0o640, 1003, 1003, "unpacked"),
-	})
+	)
 	push := func(repo string, indexed bool, layers ...string) string {
-		image := &harness.Image{Layers: layers, Cmd: []string{"/probe"}}
-		if _, err := image.Push(ctx, p.registry+repo); err != nil {
-			t.Fatal(err)
-		}
-		if indexed {
-			_, err := p.env.Run(ctx, "lacunactl", "index", "create", "--push", "--plain-http", "--store", p.env.Path("index"), p.registry+repo)
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
+		push(t, p.env, p.registry+repo, "/probe", indexed, layers...)
 		return p.link.Addr + repo
 	}
 	return usernsRefs{
@@ -107,31 +76,6 @@ func (p *parts) pushProbe(t *testing.T) usernsRefs {
 		many:  push("/test/probe-many:latest", true, base, second, third),
 		mixed: push("/test/probe-mixed:latest", false, base, second, unpacked),
 	}
-}
-
-type entry struct {
-	tar.Header
-	content string
-}
-
-func packLayer(t *testing.T, path string, entries []entry) string {
-	t.Helper()
-	f, err := os.Create(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	z := gzip.NewWriter(f)
-	w := tar.NewWriter(z)
-	for _, e := range entries {
-		e.ModTime = time.Unix(0, 0)
-		err = errors.Join(err, w.WriteHeader(&e.Header))
-		_, werr := w.Write([]byte(e.content))
-		err = errors.Join(err, werr)
-	}
-	if err := errors.Join(err, w.Close(), z.Close(), f.Close()); err != nil {
-		t.Fatal(err)
-	}
-	return path
 }
 
 // probe runs an image in a user namespace, or with no ranges in none, and returns
@@ -277,92 +221,5 @@ func TestUserNamespaces(t *testing.T) {
 		if err := containerd.Stop(); err != nil {
 			t.Fatal(err)
 		}
-	}
-}
-
-// TestCRIUserNamespace does what a kubelet does for hostUsers: false, on the host's
-// network since there are no CNI plugins here.
-func TestCRIUserNamespace(t *testing.T) {
-	p := real(t)
-	p.forget(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
-	defer cancel()
-	conn, err := grpc.NewClient("unix://"+p.containerd.Address, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	images, runtime := cri.NewImageServiceClient(conn), cri.NewRuntimeServiceClient(conn)
-
-	ids := []*cri.IDMapping{{ContainerId: 0, HostId: 100000, Length: 65536}}
-	namespaces := &cri.NamespaceOption{
-		Network:       cri.NamespaceMode_NODE,
-		UsernsOptions: &cri.UserNamespace{Mode: cri.NamespaceMode_POD, Uids: ids, Gids: ids},
-	}
-	sandbox := &cri.PodSandboxConfig{
-		Metadata:     &cri.PodSandboxMetadata{Name: "userns", Namespace: "default", Uid: "userns"},
-		LogDirectory: t.TempDir(),
-		Linux:        &cri.LinuxPodSandboxConfig{SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: namespaces}},
-	}
-	pod, err := runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: sandbox})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		ctx := context.WithoutCancel(ctx)
-		_, _ = runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: pod.PodSandboxId})
-		if _, err := runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: pod.PodSandboxId}); err != nil {
-			t.Error(err)
-		}
-	}()
-	status, err := runtime.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: pod.PodSandboxId, Verbose: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var info struct{ Pid int }
-	if err := json.Unmarshal([]byte(status.Info["info"]), &info); err != nil || info.Pid == 0 {
-		t.Fatalf("%v: %s", err, status.Info["info"])
-	}
-	for _, path := range []string{"/", "/pause"} {
-		var st unix.Stat_t
-		if err := unix.Stat(fmt.Sprintf("/proc/%d/root%s", info.Pid, path), &st); err != nil || st.Uid != 100000 || st.Gid != 100000 {
-			t.Errorf("%s of the sandbox belongs to %d:%d, %v", path, st.Uid, st.Gid, err)
-		}
-	}
-
-	runtimes, err := runtime.Status(ctx, &cri.StatusRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !slices.ContainsFunc(runtimes.RuntimeHandlers, func(h *cri.RuntimeHandler) bool { return h.GetFeatures().GetUserNamespaces() }) {
-		t.Log("no container in the sandbox: that needs runc 1.2, which maps the owners of bind mounts")
-		return
-	}
-	pulled, err := images.PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: p.ref}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	created, err := runtime.CreateContainer(ctx, &cri.CreateContainerRequest{
-		PodSandboxId:  pod.PodSandboxId,
-		SandboxConfig: sandbox,
-		Config: &cri.ContainerConfig{
-			Metadata: &cri.ContainerMetadata{Name: "c"},
-			Image:    &cri.ImageSpec{Image: pulled.ImageRef},
-			Command:  []string{"sleep", "1000"},
-			Linux:    &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{NamespaceOptions: namespaces}},
-		},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: created.ContainerId}); err != nil {
-		t.Fatal(err)
-	}
-	out, err := runtime.ExecSync(ctx, &cri.ExecSyncRequest{
-		ContainerId: created.ContainerId, Timeout: 60,
-		Cmd: []string{"sh", "-c", "touch /new && stat -c %u:%g / /new /usr/bin/env && cat /proc/self/uid_map"},
-	})
-	if err != nil || strings.Join(strings.Fields(string(out.GetStdout())), " ") != "0:0 0:0 0:0 0 100000 65536" {
-		t.Errorf("%v %v", out, err)
 	}
 }

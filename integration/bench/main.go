@@ -51,22 +51,15 @@ func (r *report) add(what, goal string, met bool, format string, args ...any) {
 }
 
 func bench(ctx context.Context, config string) (err error) {
-	top, err := os.Getwd()
-	if err != nil {
-		return err
-	}
-	e, err := harness.New(filepath.Join(top, ".cache", "bin"))
+	e, err := harness.FromSource()
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, e.Close()) }()
-	images := filepath.Join(top, "integration", "images")
-	image, err := harness.BuildImage(ctx, e, filepath.Join(images, "build.sh"), filepath.Join(top, ".cache", "images"),
-		"numpy", filepath.Join(images, "numpy"), "python3", "python3-numpy")
+	image, err := e.Numpy(ctx)
 	if err != nil {
 		return err
 	}
-	image.Cmd = []string{"python3", "/app/main.py"}
 	r := &report{}
 	if config != "" {
 		return startFigures(ctx, r, e, image, config)
@@ -79,7 +72,7 @@ func bench(ctx context.Context, config string) (err error) {
 	if err := startFigures(ctx, r, e, image, config); err != nil {
 		return err
 	}
-	return r.write(filepath.Join(top, "docs", "benchmarks.md"))
+	return r.write(filepath.Join(e.Source, "docs", "benchmarks.md"))
 }
 
 // median runs the functions in turn for a number of rounds and returns the

@@ -17,32 +17,17 @@ const rounds = 5
 // startFigures measures a start over the slow line, then reads when all is
 // filled.
 func startFigures(ctx context.Context, r *report, e *harness.Env, image *harness.Image, config string) error {
-	registry, err := e.StartRegistry()
+	p, err := e.Publish(ctx, image, "/bench/numpy:latest", harness.Slow)
 	if err != nil {
 		return err
 	}
-	direct := registry + "/bench/numpy:latest"
-	if _, err := image.Push(ctx, direct); err != nil {
-		return err
-	}
-	out, rss, err := e.RunPeak(ctx, "lacunactl", "index", "create", "--push", "--plain-http", "--store", e.Path("index"), direct)
-	if err != nil {
-		return err
-	}
-	r.add("peak resident memory of index creation", "under 150 MiB", rss > 0 && rss < 150<<20, "%.0f MiB for the whole image", float64(rss)/(1<<20))
+	r.add("peak resident memory of index creation", "under 150 MiB", p.Peak > 0 && p.Peak < 150<<20, "%.0f MiB for the whole image", float64(p.Peak)/(1<<20))
 	percent := 0.0
-	if i := strings.Index(out, " %;"); i > 0 {
-		fields := strings.Fields(out[:i])
+	if i := strings.Index(p.Out, " %;"); i > 0 {
+		fields := strings.Fields(p.Out[:i])
 		percent, _ = strconv.ParseFloat(fields[len(fields)-1], 64)
 	}
 	r.add("size of the index", "at most 2.5 % of the layers", percent > 0 && percent <= 2.5, "%.2f %%", percent)
-	link, err := e.StartLink(registry, 200e6, 20*time.Millisecond)
-	if err != nil {
-		return err
-	}
-	if err := e.AllowHTTP(link.Addr); err != nil {
-		return err
-	}
 	daemon, err := e.StartDaemon("settle.enabled = false\n" + config)
 	if err != nil {
 		return err
@@ -51,20 +36,19 @@ func startFigures(ctx context.Context, r *report, e *harness.Env, image *harness
 	if err != nil {
 		return err
 	}
-	ref := link.Addr + "/bench/numpy:latest"
 	var lazy, full []harness.Start
 	for i := range rounds {
 		for _, s := range []struct {
 			name string
 			list *[]harness.Start
 		}{{"lacuna", &lazy}, {"overlayfs", &full}} {
-			start, err := c.PullAndRun(ctx, link, s.name, ref, fmt.Sprintf("%s-%d", s.name, i))
+			start, err := c.PullAndRun(ctx, p.Link, s.name, p.Ref, fmt.Sprintf("%s-%d", s.name, i))
 			if err != nil {
 				return err
 			}
 			*s.list = append(*s.list, start)
 			if i+1 < rounds || s.name == "lacuna" {
-				if err := forget(ctx, c, daemon, ref); err != nil {
+				if err := forget(ctx, c, daemon, p.Ref); err != nil {
 					return err
 				}
 			}
@@ -77,7 +61,7 @@ func startFigures(ctx context.Context, r *report, e *harness.Env, image *harness
 	r.add("ready on the slow line, from the pull on", "under 1.8 s", l.Ready < 1800*time.Millisecond,
 		"%.2f s; overlayfs's full pull %.2f s, ratio %.1f", l.Ready.Seconds(), f.Ready.Seconds(), f.Ready.Seconds()/l.Ready.Seconds())
 	r.add("bytes over the line until ready, index included", "under 16 MB", l.Bytes < 16e6, "%.1f MB", float64(l.Bytes)/1e6)
-	return settled(ctx, r, e, c, daemon, ref, config)
+	return settled(ctx, r, e, c, daemon, p.Ref, config)
 }
 
 // forget removes the image and what the kernel may remember of it (it keeps the

@@ -232,9 +232,8 @@ func pause(ctx context.Context, d time.Duration) error {
 const program = "lacuna-snapshotter-faults"
 
 // buildFaults makes that build.
-func buildFaults(ctx context.Context, top string) error {
-	build := exec.CommandContext(ctx, "go", "build", "-tags", "faults", "-o", filepath.Join(top, ".cache", "bin", program), "./cmd/lacuna-snapshotter")
-	build.Dir = top
+func buildFaults(ctx context.Context) error {
+	build := exec.CommandContext(ctx, "go", "build", "-tags", "faults", "-o", filepath.Join(".cache", "bin", program), "./cmd/lacuna-snapshotter")
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build %s: %w\n%s", program, err, out)
 	}
@@ -387,7 +386,12 @@ func (n *node) fillDisk(ctx context.Context, times int) (total seen, err error) 
 		case <-c.done:
 			return total, c.err
 		}
-		err = n.full(func() { time.Sleep(time.Duration(100+rand.IntN(400)) * time.Millisecond) })
+		empty, err := n.env.FillDisk()
+		if err != nil {
+			return total, err
+		}
+		time.Sleep(time.Duration(100+rand.IntN(400)) * time.Millisecond)
+		err = empty()
 		<-c.done
 		total.add(c.seen)
 		if err := errors.Join(err, c.err, n.rightAgain(ctx), n.forget(ctx)); err != nil {

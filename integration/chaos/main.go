@@ -65,21 +65,14 @@ func run(ctx context.Context) error {
 	fulls := flag.Int("fulls", 20, "times the cache's disk is full")
 	write := flag.Bool("write", false, "write docs/reliability.md")
 	flag.Parse()
-	top, err := os.Getwd()
-	if err != nil {
-		return err
-	}
 	began := time.Now()
-	if err := buildFaults(ctx, top); err != nil {
-		return err
-	}
-	rows, err := onAll(ctx, top, strings.Split(*transports, ","), plan{*kills, *points, *pairs, *all, *cuts, *fulls})
+	rows, err := onAll(ctx, strings.Split(*transports, ","), plan{*kills, *points, *pairs, *all, *cuts, *fulls})
 	if err != nil {
 		return err
 	}
 	fmt.Printf("chaos: %.0f s\n", time.Since(began).Seconds())
 	if *write {
-		if err := writeReport(filepath.Join(top, "docs"), rows); err != nil {
+		if err := writeReport("docs", rows); err != nil {
 			return err
 		}
 	}
@@ -93,15 +86,18 @@ func run(ctx context.Context) error {
 
 // onAll goes through a plan on several transports, two side by side: most of the
 // time is waiting.
-func onAll(ctx context.Context, top string, transports []string, p plan) (all []row, err error) {
+func onAll(ctx context.Context, transports []string, p plan) (all []row, err error) {
+	if err := buildFaults(ctx); err != nil {
+		return nil, err
+	}
 	var nodes []*node
 	for _, transport := range transports {
-		e, newErr := harness.New(filepath.Join(top, ".cache", "bin"))
+		e, newErr := harness.FromSource()
 		if newErr != nil {
 			return nil, newErr
 		}
 		defer func() { err = errors.Join(err, e.Close()) }()
-		n, newErr := newNode(ctx, e, top, transport)
+		n, newErr := newNode(ctx, e, transport)
 		if newErr != nil {
 			return nil, fmt.Errorf("transport %s: %w", transport, newErr)
 		}

@@ -36,33 +36,19 @@ type node struct {
 }
 
 // newNode starts everything and learns the image's files from overlayfs.
-func newNode(ctx context.Context, e *harness.Env, top, transport string) (*node, error) {
+func newNode(ctx context.Context, e *harness.Env, transport string) (*node, error) {
 	n := &node{env: e, transport: transport, expected: e.Path("expected"), anchored: true}
-	images := filepath.Join(top, "integration", "images")
-	image, err := harness.BuildImage(ctx, e, filepath.Join(images, "build.sh"), filepath.Join(top, ".cache", "images"),
-		"numpy", filepath.Join(images, "numpy"), "python3", "python3-numpy")
+	image, err := e.Numpy(ctx)
 	if err != nil {
 		return nil, err
 	}
 	image.Cmd = []string{"true"}
-	registry, err := e.StartRegistry()
+	p, err := e.Publish(ctx, image, "/test/numpy:latest", harness.Fast)
 	if err != nil {
 		return nil, err
 	}
-	if n.link, err = e.StartLink(registry, 1e9, 2*time.Millisecond); err != nil {
-		return nil, err
-	}
-	if err := e.AllowHTTP(n.link.Addr); err != nil {
-		return nil, err
-	}
-	if _, err := image.Push(ctx, registry+"/test/numpy:latest"); err != nil {
-		return nil, err
-	}
-	if _, err := e.Run(ctx, "lacunactl", "index", "create", "--push", "--plain-http", "--store", e.Path("index"), registry+"/test/numpy:latest"); err != nil {
-		return nil, err
-	}
-	n.ref = n.link.Addr + "/test/numpy:latest"
-	if err := disk(ctx, e); err != nil {
+	n.link, n.ref = p.Link, p.Ref
+	if err := e.OwnDisk(ctx, "2G"); err != nil {
 		return nil, err
 	}
 	if err := n.start(); err != nil {

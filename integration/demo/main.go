@@ -10,18 +10,11 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/lacuna-snapshotter/lacuna/integration/harness"
-)
-
-const (
-	rate      = 200e6                 // bits a second
-	roundTrip = 20 * time.Millisecond // and for each new connection
 )
 
 func main() {
@@ -37,16 +30,12 @@ func main() {
 }
 
 func demo(ctx context.Context) (same bool, err error) {
-	top, err := os.Getwd()
-	if err != nil {
-		return false, err
-	}
-	e, err := harness.New(filepath.Join(top, ".cache", "bin"))
+	e, err := harness.FromSource()
 	if err != nil {
 		return false, err
 	}
 	defer func() { err = errors.Join(err, e.Close()) }()
-	s, err := prepare(ctx, e, top)
+	s, err := prepare(ctx, e)
 	if err != nil {
 		return false, err
 	}
@@ -57,51 +46,30 @@ func demo(ctx context.Context) (same bool, err error) {
 type scene struct {
 	env        *harness.Env
 	containerd *harness.Containerd
-	link       *harness.Link
-	ref        string
+	image      *harness.Published
 	size       int64
 }
 
-func prepare(ctx context.Context, e *harness.Env, top string) (*scene, error) {
+func prepare(ctx context.Context, e *harness.Env) (*scene, error) {
 	fmt.Println("building an image: Debian, python3 with numpy, scipy and pandas, a small application")
-	images := filepath.Join(top, "integration", "images")
-	image, err := harness.BuildImage(ctx, e, filepath.Join(images, "build.sh"), filepath.Join(top, ".cache", "images"),
-		"demo", filepath.Join(images, "demo"), "python3", "python3-numpy", "python3-scipy", "python3-pandas")
+	image, err := e.DebianImage(ctx, "demo", "python3", "python3-numpy", "python3-scipy", "python3-pandas")
 	if err != nil {
 		return nil, err
 	}
-	image.Cmd = []string{"python3", "/app/main.py"}
-	size, err := image.Size()
-	if err != nil {
+	s := &scene{env: e}
+	if s.size, err = image.Size(); err != nil {
 		return nil, err
 	}
-	registry, err := e.StartRegistry()
-	if err != nil {
+	fmt.Printf("pushing it, %d layers of %.1f MB gzip, to a registry; lacunactl index create --push\n", len(image.Layers), float64(s.size)/1e6)
+	if s.image, err = e.Publish(ctx, image, "/demo/python:latest", harness.Slow); err != nil {
 		return nil, err
 	}
-	fmt.Printf("pushing it, %d layers of %.1f MB gzip, to a registry\n", len(image.Layers), float64(size)/1e6)
-	ref := registry + "/demo/python:latest"
-	if _, err := image.Push(ctx, ref); err != nil {
-		return nil, err
-	}
-	fmt.Println("lacunactl index create --push")
-	out, err := e.Run(ctx, "lacunactl", "index", "create", "--push", "--plain-http", "--store", e.Path("index"), ref)
-	if err != nil {
-		return nil, err
-	}
-	fmt.Print(indent(out))
-	link, err := e.StartLink(registry, rate, roundTrip)
-	if err != nil {
-		return nil, err
-	}
-	if err := e.AllowHTTP(link.Addr); err != nil {
-		return nil, err
-	}
+	fmt.Print(indent(s.image.Out))
 	if _, err := e.StartDaemon("settle.quiet = \"3s\""); err != nil {
 		return nil, err
 	}
-	c, err := e.StartContainerd("lacuna", "")
-	return &scene{e, c, link, link.Addr + "/demo/python:latest", size}, err
+	s.containerd, err = e.StartContainerd("lacuna", "")
+	return s, err
 }
 
 // tree walks and hashes everything in the container: names, modes, owners,
@@ -130,7 +98,7 @@ for top in ("/bin", "/sbin", "/lib", "/lib64", "/boot", "/etc", "/home", "/media
 `
 
 func (s *scene) compare(ctx context.Context) (bool, error) {
-	fmt.Printf("\na line of %.0f Mbit/s with a round trip of %s\n", rate/1e6, roundTrip)
+	fmt.Printf("\na line of %.0f Mbit/s with a round trip of %s\n", harness.Slow.Rate/1e6, harness.Slow.RoundTrip)
 	lazy, err := s.run(ctx, "lacuna")
 	if err != nil {
 		return false, err
@@ -167,7 +135,7 @@ type result struct {
 func (s *scene) run(ctx context.Context, snapshotter string) (result, error) {
 	var r result
 	var err error
-	if r.Start, err = s.containerd.PullAndRun(ctx, s.link, snapshotter, s.ref, "demo-"+snapshotter); err != nil {
+	if r.Start, err = s.containerd.PullAndRun(ctx, s.image.Link, snapshotter, s.image.Ref, "demo-"+snapshotter); err != nil {
 		return r, err
 	}
 	fmt.Printf("\n%s\n", snapshotter)
@@ -175,7 +143,7 @@ func (s *scene) run(ctx context.Context, snapshotter string) (result, error) {
 	fmt.Printf("  %6.2f s  ready, with %.1f MB fetched, %.1f %% of the image\n", r.Ready.Seconds(), float64(r.Bytes)/1e6, 100*float64(r.Bytes)/float64(s.size))
 	fmt.Printf("  %6.2f s  ended; the container's output:\n", r.End.Seconds())
 	fmt.Print(indent(indent(r.Out)))
-	r.tree, err = s.containerd.RunIn(ctx, snapshotter, s.ref, "tree-"+snapshotter, "python3", "-c", tree)
+	r.tree, err = s.containerd.RunIn(ctx, snapshotter, s.image.Ref, "tree-"+snapshotter, "python3", "-c", tree)
 	return r, err
 }
 

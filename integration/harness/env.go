@@ -20,8 +20,9 @@ import (
 
 // Env is a directory with the processes that work in it.
 type Env struct {
-	Dir string
-	Bin string // our commands and the pinned tools
+	Dir    string
+	Bin    string // our commands and the pinned tools
+	Source string // the top directory of the source; empty in a VM
 
 	// Daemon is the program that StartDaemon runs, lacuna-snapshotter where it is
 	// empty; Environ are variables that it gets besides this process's.
@@ -45,11 +46,35 @@ const prefix = "lacuna-env-"
 // DaemonRoot is the daemon's root in an environment.
 const DaemonRoot = "lacuna"
 
-// New makes an environment. Bin has the commands of make build and make tools.
+// FromSource makes an environment of what make tools has built. The working directory is
+// the top of the source, or below it.
+func FromSource() (*Env, error) {
+	top, err := os.Getwd()
+	if err != nil {
+		return nil, err
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(top, "Makefile")); err == nil {
+			break
+		}
+		if top == filepath.Dir(top) {
+			return nil, errors.New("no Makefile in the working directory or above it")
+		}
+		top = filepath.Dir(top)
+	}
+	e, err := New(filepath.Join(top, ".cache", "bin"))
+	if err != nil {
+		return nil, err
+	}
+	e.Source = top
+	return e, nil
+}
+
+// New makes an environment. Bin has the commands that make tools builds.
 func New(bin string) (*Env, error) {
 	for _, name := range []string{"containerd", "ctr", "containerd-shim-runc-v2", "registry", "lacuna-snapshotter", "lacunactl"} {
 		if _, err := os.Stat(filepath.Join(bin, name)); err != nil {
-			return nil, fmt.Errorf("%w (run make build tools)", err)
+			return nil, fmt.Errorf("%w (run make tools)", err)
 		}
 	}
 	if err := sweep(); err != nil {
@@ -199,14 +224,13 @@ func (e *Env) Run(ctx context.Context, name string, args ...string) (string, err
 	return string(out), nil
 }
 
-// RunPeak is Run that also tells the most memory the command had resident, in
-// bytes. It asks the kernel again and again while the command runs: what wait4
-// reports counts the memory of this process too, which the command shared until
-// its exec.
-func (e *Env) RunPeak(ctx context.Context, name string, args ...string) (out string, rss int64, err error) {
+// runPeak is Run that also returns the command's peak resident memory, in bytes. It
+// reads /proc again and again while the command runs: what wait4 reports also counts
+// the memory of this process, which the command shared until its exec.
+func (e *Env) runPeak(ctx context.Context, name string, args ...string) (out string, rss int64, err error) {
 	cmd := e.command(ctx, name, args...)
-	var b bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &b, &b
+	var b, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &b, &stderr
 	if err := cmd.Start(); err != nil {
 		return "", 0, err
 	}
@@ -218,7 +242,7 @@ func (e *Env) RunPeak(ctx context.Context, name string, args ...string) (out str
 		select {
 		case err := <-done:
 			if err != nil {
-				err = fmt.Errorf("%s: %w\n%s", name, err, b.String())
+				err = fmt.Errorf("%s %s: %w\n%s%s", name, strings.Join(args, " "), err, b.String(), stderr.String())
 			}
 			return b.String(), rss, err
 		case <-tick.C:

@@ -1,7 +1,6 @@
 package harness
 
 import (
-	"archive/tar"
 	"bytes"
 	"compress/gzip"
 	"context"
@@ -10,8 +9,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/remotes"
@@ -22,46 +19,10 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Image is an image to push: gzip layers in files, base first, and a command.
+// Image is an image that can be pushed: gzip layers in files, base first, and a command.
 type Image struct {
 	Layers []string
 	Cmd    []string
-}
-
-// BuildImage makes the layers of an image of Debian packages, or finds them made
-// before. App is a directory whose files become the last layer.
-func BuildImage(ctx context.Context, e *Env, script, cache, name, app string, packages ...string) (*Image, error) {
-	dir := filepath.Join(cache, name)
-	image := &Image{}
-	missing := false
-	for i := range 3 {
-		path := filepath.Join(dir, fmt.Sprintf("%d.tar.gz", i))
-		image.Layers = append(image.Layers, path)
-		if _, err := os.Stat(path); err != nil {
-			missing = true
-		}
-	}
-	if missing {
-		if _, err := e.Run(ctx, script, append([]string{dir, app}, packages...)...); err != nil {
-			return nil, err
-		}
-	}
-	return image, nil
-}
-
-// PackImage makes a one-layer image of a single program.
-func PackImage(path, program string, content []byte) (*Image, error) {
-	f, err := os.Create(path)
-	if err != nil {
-		return nil, err
-	}
-	z := gzip.NewWriter(f)
-	w := tar.NewWriter(z)
-	err = w.WriteHeader(&tar.Header{Name: program, Mode: 0o755, Size: int64(len(content)), ModTime: time.Unix(0, 0)})
-	if err == nil {
-		_, err = w.Write(content)
-	}
-	return &Image{Layers: []string{path}, Cmd: []string{"/" + program}}, errors.Join(err, w.Close(), z.Close(), f.Close())
 }
 
 // Size is the layers' size in bytes.

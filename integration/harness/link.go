@@ -23,16 +23,14 @@ type Link struct {
 	conns    map[net.Conn]struct{}
 }
 
-// StartLink puts a line of rate bits a second and the given round trip before
-// an address. A new connection costs a round trip as well. All connections
-// share the rate.
-func (e *Env) StartLink(to string, rate float64, roundTrip time.Duration) (*Link, error) {
+// StartLink puts a line before an address. All connections share its rate.
+func (e *Env) StartLink(to string, line Line) (*Link, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
-	k := &Link{Addr: l.Addr().String(), listener: l, to: to, delay: roundTrip / 2, conns: map[net.Conn]struct{}{}}
-	k.down.bytes, k.up.bytes = rate/8, rate/8
+	k := &Link{Addr: l.Addr().String(), listener: l, to: to, delay: line.RoundTrip / 2, conns: map[net.Conn]struct{}{}}
+	k.down.bytes, k.up.bytes = line.Rate/8, line.Rate/8
 	go k.accept()
 	e.onClose(func() error { k.close(); return nil })
 	return k, nil

@@ -22,26 +22,16 @@ import (
 // repository puts an image with its index into a registry's directory, and what
 // its files must hold beside it.
 func (v *vm) repository(ctx context.Context, dir string) (err error) {
-	e, err := harness.New(v.bin)
+	e, err := harness.FromSource()
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, e.Close()) }()
-	image, err := harness.BuildImage(ctx, e, "integration/images/build.sh", v.images,
-		"numpy", "integration/images/numpy", "python3", "python3-numpy")
+	image, err := e.Numpy(ctx)
 	if err != nil {
 		return err
 	}
-	image.Cmd = []string{"python3", "/app/main.py"}
-	addr, err := e.StartRegistry()
-	if err != nil {
-		return err
-	}
-	ref := addr + "/test/numpy:latest"
-	if _, err := image.Push(ctx, ref); err != nil {
-		return err
-	}
-	if _, err := e.Run(ctx, "lacunactl", "index", "create", "--push", "--plain-http", "--store", e.Path("index"), ref); err != nil {
+	if _, err := e.Publish(ctx, image, "/test/numpy:latest", harness.Fast); err != nil {
 		return err
 	}
 	if err := command(ctx, "cp", "-r", e.Path("registry"), filepath.Join(dir, "registry")); err != nil {

@@ -1,8 +1,9 @@
 // Command vm runs the tests of the cachefiles transport on kernels that have it:
 // Debian's, in QEMU, without hardware virtualization. It makes the kernels and
-// the root file system once, in the directory it is given.
+// the root file system once, in the directory that it is given. The working directory
+// is the top of the source, after make tools.
 //
-//	go run ./integration/vm -cache DIR -bin DIR [-kernel 6.1,6.12] [-run REGEXP] [-kills N] [-limit 30m]
+//	go run ./integration/vm [-cache DIR] [-kernel 6.1,6.12] [-run REGEXP] [-kills N] [-limit 30m]
 package main
 
 import (
@@ -39,8 +40,6 @@ func run(ctx context.Context) (err error) {
 	var v vm
 	kernels := flag.String("kernel", "6.1,6.12", "kernel series")
 	flag.StringVar(&v.cache, "cache", ".cache/vm", "where kernels and the root file system are kept")
-	flag.StringVar(&v.bin, "bin", ".cache/bin", "our commands and the pinned tools")
-	flag.StringVar(&v.images, "images", ".cache/images", "layers of the image to run")
 	flag.StringVar(&v.filter, "run", ".", "regular expression of the tests to run")
 	flag.IntVar(&v.kills, "kills", 20, "how often the daemon is killed in TestKilledDaemon, at least")
 	flag.DurationVar(&v.limit, "limit", 15*time.Minute, "when a VM counts as hanging")

@@ -13,10 +13,10 @@ import (
 
 // vm is where things are.
 type vm struct {
-	cache, bin, images, work string
-	filter                   string
-	kills                    int
-	limit                    time.Duration
+	cache, work string
+	filter      string
+	kills       int
+	limit       time.Duration
 }
 
 // modules are what the guest needs besides what the kernels have built in;
@@ -45,7 +45,7 @@ func (v *vm) payload(ctx context.Context) error {
 		return err
 	}
 	for _, name := range []string{"containerd", "ctr", "containerd-shim-runc-v2", "registry", "lacuna-snapshotter", "lacunactl"} {
-		if err := command(ctx, "cp", filepath.Join(v.bin, name), filepath.Join(dir, "bin")); err != nil {
+		if err := command(ctx, "cp", filepath.Join(".cache/bin", name), filepath.Join(dir, "bin")); err != nil {
 			return err
 		}
 	}
