@@ -1,6 +1,6 @@
-# Two commands are for people: make demo and make test. Both do all of their own
-# set-up: Debian packages with apt-get, tools from the Go module proxy at the
-# versions of integration/tools and integration/lint.
+# make demo and make test are all that most people need. Both do their own set-up:
+# Debian packages with apt-get, tools from the Go module proxy at the versions of
+# integration/tools and integration/lint.
 
 GO ?= go
 BIN := $(CURDIR)/.cache/bin
@@ -14,7 +14,8 @@ FUZZ_TIME ?= 60000x
 build:
 	$(GO) build -o bin/ ./cmd/...
 
-# Commands and pinned tools where tests, benchmarks and the demo look for them.
+# The commands and pinned tools, in .cache/bin, where tests, benchmarks and the demo look
+# for them.
 tools: packages
 	@mkdir -p $(BIN)
 	$(GO) build -o $(BIN)/ ./cmd/...
@@ -33,24 +34,26 @@ packages:
 demo: tools
 	@$(GO) run ./integration/demo
 
-# Everything; what needs cgo is only the race detector.
+# Everything. Only the race detector needs cgo.
 test: tools unit race metamorphic-short fuzz integration chaos-short vm-test
 
-PRODUCT = $(shell $(GO) list ./... | grep -v /integration)
-
+# Tests of every package that need no root, no feature of the kernel and no program
+# besides go.
 unit:
 	$(GO) vet ./...
-	$(GO) test ./internal/...
+	$(GO) test -short ./...
 
-# Every package under the race detector, on the host's kernel, as root.
+# Every package with tests under the race detector, on the host's kernel, as root.
+# The race detector is also on in the two packages that have targets of their own:
+# integration and metamorphic-short.
 race:
-	CGO_ENABLED=1 $(GO) test -race -timeout 15m $(PRODUCT)
+	CGO_ENABLED=1 $(GO) test -race -timeout 15m $$($(GO) list ./... | grep -v -e '/integration$$' -e '/integration/metamorphic$$')
 
 integration:
-	$(GO) test -timeout 15m ./integration
+	CGO_ENABLED=1 $(GO) test -race -timeout 20m ./integration
 
-# Kills under reading containers. The whole of it, which writes
-# docs/reliability.md, takes an hour; make test has a part of it.
+# Kill the daemon and its keepers under containers that read. The whole run, which
+# writes docs/reliability.md, takes an hour; make test runs a part of it.
 chaos: tools
 	$(GO) run ./integration/chaos -write
 	$(GO) run ./integration/vm -run "TestKilledDaemon|TestEverybody" -kills 600 -limit 40m
@@ -58,26 +61,26 @@ chaos: tools
 chaos-short: tools
 	$(GO) run ./integration/chaos -kills 40 -points 12 -pairs 10 -all 2 -cuts 1 -fulls 2
 
-# Random sequences of what befalls a node, against a model; SEED is of the first. The
-# whole of it takes hours; make test has a part of it.
+# Random sequences of operations and faults on a node, compared with a model; SEED is
+# that of the first sequence. The whole run takes hours; make test runs a part of it.
 SEED ?= 1
 metamorphic: packages
 	$(GO) test -timeout 24h ./integration/metamorphic -seed $(SEED) -sequences 20000 -limit 20h -steps 0 -v
 
 metamorphic-short: packages
-	$(GO) test -timeout 10m ./integration/metamorphic -seed $(SEED) -sequences 20000 -limit 60s -steps 10
+	CGO_ENABLED=1 $(GO) test -race -timeout 10m ./integration/metamorphic -seed $(SEED) -sequences 20000 -limit 60s -steps 10
 
-# The cachefiles transport on Debian's 6.1 and 6.12 kernels, in QEMU. Kernels and
-# root file system are made once, in .cache/vm. What only this needs is installed
-# here.
+# The cachefiles transport on Debian's 6.1 and 6.12 kernels, in QEMU. The kernels and
+# the root file system are made once, in .cache/vm. The packages that only this target
+# needs are installed here.
 VM_PACKAGES := qemu-system-x86 e2fsprogs kmod cpio gcc-12 make libelf1
 vm-test: tools
 	@$(MAKE) --no-print-directory packages PACKAGES="$(VM_PACKAGES)"
 	$(GO) vet -tags vm ./integration/vm/...
 	$(GO) run ./integration/vm
 
-# Each decoder's fuzz target for a while: a number of inputs, since at the end of a time
-# go test may fail with its own "context deadline exceeded".
+# Each decoder's fuzz target, for a number of inputs: with a time limit go test may fail
+# with its own "context deadline exceeded".
 fuzz:
 	@for t in ./erofs:FuzzReadTar ./erofs:FuzzCheck ./fetcher/inflate:FuzzReader ./fetcher/inflate:FuzzExpand \
 		./fetcher/index:FuzzDecodeHead ./fetcher/index:FuzzMap ./fetcher/predict:FuzzImports ./ondemand/fanotify:FuzzDecode ./ondemand/cachefiles:FuzzDecode; do \
