@@ -29,9 +29,9 @@ func (n *node) tryStart() string {
 	return string(out)
 }
 
-// TestFailedStartLeavesNobody has starts fail, at each stage, while nothing is
+// TestFailedStartLeavesNoProcess has starts fail, at each stage, while nothing is
 // mounted: no process stays, and callers are refused instead of left waiting.
-func TestFailedStartLeavesNobody(t *testing.T) {
+func TestFailedStartLeavesNoProcess(t *testing.T) {
 	n := newNode(t)
 	n.run("")
 	if err := n.daemon.Stop(); err != nil {
@@ -64,7 +64,7 @@ func TestFailedStartLeavesNobody(t *testing.T) {
 			}
 			if conn, err := net.Dial("unix", n.daemon.Socket); err == nil {
 				conn.Close()
-				t.Error("somebody holds the socket")
+				t.Error("a process holds the socket")
 			}
 		})
 	}

@@ -12,7 +12,7 @@ import (
 )
 
 // killEverything kills the daemon, all keepers and the anchor, with a moment in
-// which nobody serves; then looks that what may be wrong was reported, and that
+// which no daemon serves; then looks that what may be wrong was reported, and that
 // new containers read right bytes.
 func (n *node) killEverything(ctx context.Context, times int) (total seen, err error) {
 	for range times {
@@ -21,7 +21,7 @@ func (n *node) killEverything(ctx context.Context, times int) (total seen, err e
 		}
 		passes := 1
 		if n.throughLoop() {
-			passes = 4 // each takes 3 s while nobody serves: the last begins when somebody does
+			passes = 4 // each takes 3 s while no daemon serves: the last one begins when the next daemon does
 		}
 		c, err := n.read(ctx, passes)
 		if err != nil {

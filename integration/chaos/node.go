@@ -25,7 +25,7 @@ type node struct {
 	containerd *harness.Containerd
 	daemon     *harness.Daemon
 	anchored   bool // whether the next daemon is to have an anchor
-	settling   bool // whether it is to fill ahead
+	backfill   bool // whether it is to backfill
 	ref        string
 	expected   string // file of digests
 	containers int
@@ -67,7 +67,7 @@ func newNode(ctx context.Context, e *harness.Env, transport string) (*node, erro
 
 func (n *node) start() (err error) {
 	n.daemon, err = n.env.StartDaemon(fmt.Sprintf("transport = %q\nfuse.loop = %v\nanchor = %v\nfetch.timeout = \"2m\"\nsettle.enabled = %v\nsettle.quiet = \"50ms\"",
-		strings.TrimSuffix(n.transport, "-loop"), n.throughLoop(), n.anchored, n.settling))
+		strings.TrimSuffix(n.transport, "-loop"), n.throughLoop(), n.anchored, n.backfill))
 	return err
 }
 
@@ -107,7 +107,7 @@ func (n *node) forget(ctx context.Context) error {
 	if _, err := n.containerd.Ctr(ctx, "images", "rm", "--sync", n.ref); err != nil {
 		return err
 	}
-	// Not only unmounted: a layer that somebody can still reach would be taken up again,
+	// Not only unmounted: a layer that a process can still reach would be used again,
 	// complete as it is, by the next pull.
 	var st statusapi.Status
 	for range 600 {

@@ -68,7 +68,7 @@ func (n *node) read(ctx context.Context, passes int) (*container, error) {
 }
 
 // follow takes what a reader prints, a file at a time: one that is killed by what
-// it reads (its own code, when nobody serves that) has read the files before.
+// it reads (its own code, while no daemon serves that) has read the files before.
 func (c *container) follow(out io.Reader) {
 	failed := 0
 	for s := bufio.NewScanner(out); s.Scan(); {

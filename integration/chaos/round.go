@@ -45,7 +45,7 @@ const (
 	passes  = 3
 )
 
-// round pulls the image anew, has containers read it, and does what is to be
+// round pulls the image again, has containers read it, and does what is to be
 // done meanwhile.
 func (n *node) round(ctx context.Context, meanwhile func(over <-chan struct{}) error) (total seen, err error) {
 	if err := errors.Join(n.pullLazily(ctx), harness.DropCaches()); err != nil {
@@ -73,7 +73,7 @@ func (n *node) round(ctx context.Context, meanwhile func(over <-chan struct{}) e
 			<-c.done
 		}
 	}()
-	if err := meanwhile(over); err != nil { // nobody may be there to serve them
+	if err := meanwhile(over); err != nil { // there may be no daemon to serve them
 		return total, fmt.Errorf("%w\n%s", err, n.daemon.Tail())
 	}
 	for _, c := range list {

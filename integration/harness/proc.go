@@ -123,7 +123,7 @@ func (p *Proc) waitSocket(network, address string) error {
 	return fmt.Errorf("%s does not listen on %s:\n%s", p.name, address, p.Tail())
 }
 
-// freePort finds a loopback port that nobody listens on now.
+// freePort finds a loopback port that is not in use now.
 func freePort() (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -180,7 +180,7 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-// callContext bounds one call: whoever waits longer hangs.
+// callContext bounds one call: one that takes longer hangs.
 func callContext() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), patience)
 }

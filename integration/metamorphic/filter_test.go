@@ -86,7 +86,7 @@ type response struct {
 	Flags uint32
 }
 
-// receive waits for a question. ok is false when nobody is left to ask.
+// receive waits for a question. ok is false when no process is left that asks.
 func receive(listener int) (n notification, ok bool) {
 	for {
 		set := []unix.PollFd{{Fd: int32(listener), Events: unix.POLLIN}}

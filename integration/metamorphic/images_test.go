@@ -177,7 +177,7 @@ type disk struct {
 }
 
 // newDisk makes a file system of so many bytes and mounts it. Its journal is
-// written when somebody asks for it, not by the clock: a copy that is taken between
+// written when a sync asks for it, not by the clock: a copy that is taken between
 // two moments would be of neither.
 func newDisk(image, dir string, size int64) (*disk, error) {
 	d := &disk{image, dir}

@@ -21,7 +21,7 @@ var (
 	firstSeed   = flag.Uint64("seed", 1, "seed of the first sequence; the next has the next")
 	sequences   = flag.Int("sequences", 60, "how many")
 	workers     = flag.Int("workers", 2, "how many at once")
-	flavour     = flag.String("flavour", "", "what befalls them: calm, delay, fail, kill, power or reboot; by seed where empty")
+	flavour     = flag.String("flavour", "", "what happens to them: calm, delay, fail, kill, power or reboot; by seed where empty")
 	namespaces  = flag.Int("namespaces", 2, "containerd's, 1 or 2")
 	tolerate    = flag.Int("tolerate", 0, "failed sequences before the run ends")
 	startTidies = flag.Bool("start-tidies", false, "bear what failed system calls have left over, where the next start of the node removes it")

@@ -12,7 +12,7 @@ import (
 
 // model is what the node must know and show.
 type model struct {
-	// protocol is the lock of containerd's metadata store: shared by whoever makes
+	// protocol is the lock of containerd's metadata store: shared by those who make
 	// snapshots, held alone by the garbage collector, and not held over Cleanup.
 	protocol sync.RWMutex
 
@@ -48,7 +48,7 @@ type snap struct {
 	key, parent string
 	kind        snapshots.Kind
 	exists      existence
-	owned       bool // not committed: somebody works with it
+	owned       bool // not committed: a container or an unpack uses it
 	lazy        bool
 	layer       *layer  // of a lazy one
 	files       content // committed: with all below

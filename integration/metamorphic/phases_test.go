@@ -22,7 +22,7 @@ import (
 // reboots is a flavour whose machine boots again in good order.
 const reboots = "reboot"
 
-// flavourOf picks what befalls a sequence.
+// flavourOf picks what happens to a sequence.
 func flavourOf(r *rand.Rand) string {
 	switch n := r.IntN(20); {
 	case n < 4:

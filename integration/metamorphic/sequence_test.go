@@ -302,7 +302,7 @@ func (s *sequence) reboot() error {
 	s.faulty.Store(true)
 	s.child.kill()
 	s.reader.kill()
-	s.group.Close() // nobody waits any more
+	s.group.Close() // no reader waits any more
 	s.group = nil
 	s.reads.Wait()
 	var err error

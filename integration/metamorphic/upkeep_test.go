@@ -34,7 +34,7 @@ func (s *sequence) cleanup(*rand.Rand) {
 	s.must("Cleanup", err)
 }
 
-// evict empties what nobody uses, now or soon.
+// evict has the node empty what no container uses, now or soon.
 func (s *sequence) evict(*rand.Rand) {
 	s.hook("evict")
 	if s.config.MaxBytes > 0 {

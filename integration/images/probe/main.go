@@ -91,7 +91,7 @@ func device() {
 	say("device", err)
 }
 
-// run starts a program as somebody who may not read /secret.
+// run starts a program as a user who may not read /secret.
 func run(program string) {
 	cmd := exec.Command(program, "effect")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 33, Gid: 33}}

@@ -14,9 +14,9 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/internal/procs"
 )
 
-// TestCompleteLayersNeedNobody kills everything under a container that was started
+// TestCompleteLayersNeedNoDaemon kills everything under a container that was started
 // before its layers were complete, and has it read all of them.
-func TestCompleteLayersNeedNobody(t *testing.T) {
+func TestCompleteLayersNeedNoDaemon(t *testing.T) {
 	p := real(t)
 	ctx := t.Context()
 	sum := []string{"sh", "-c", hashAll}
@@ -64,7 +64,7 @@ func TestCompleteLayersNeedNobody(t *testing.T) {
 			if err := c.Pull(ctx, "lacuna", p.ref); err != nil {
 				t.Fatal(err)
 			}
-			id := "settled-" + filepath.Base(d.Root)
+			id := "complete-" + filepath.Base(d.Root)
 			ctr("run", "-d", "--snapshotter", "lacuna", p.ref, id, "sleep", "1000")
 			t.Cleanup(func() { _, _ = c.Ctr(context.Background(), "tasks", "rm", "-f", id) })
 			if completed(d) == len(p.image.Layers) {
@@ -103,5 +103,5 @@ func TestCompleteLayersNeedNobody(t *testing.T) {
 	}
 }
 
-// completed is how many layers a daemon has let go of.
+// completed is how many layers a daemon has released.
 func completed(d *harness.Daemon) int { return strings.Count(d.Log(), "layer is complete") }
