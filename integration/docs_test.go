@@ -20,6 +20,7 @@ import (
 // page is a Markdown file.
 type page struct {
 	path     string   // from the top of the source
+	text     string   // all of it
 	prose    string   // all but code
 	code     []string // lines of code blocks, and code spans
 	spans    []string // code spans alone
@@ -74,7 +75,7 @@ var (
 )
 
 func readPage(path, text string) *page {
-	p := &page{path: path, anchors: map[string]bool{}}
+	p := &page{path: path, text: text, anchors: map[string]bool{}}
 	var prose strings.Builder
 	fenced := false
 	for line := range strings.Lines(text) {
@@ -199,7 +200,7 @@ func TestDocsCommands(t *testing.T) {
 // commands are the names of a program's commands, by their definitions for cobra.
 func commands(t *testing.T, dir string) map[string]bool {
 	t.Helper()
-	names := map[string]bool{"help": true}
+	names := map[string]bool{"help": true, "completion": true} // cobra's own
 	for _, f := range parseDir(t, dir) {
 		ast.Inspect(f, func(n ast.Node) bool {
 			pair, ok := n.(*ast.KeyValueExpr)
@@ -407,17 +408,26 @@ func functions(f *ast.File) map[string]bool {
 	return names
 }
 
-// TestTroubleshooting looks up the messages that are headings of
-// docs/troubleshooting.md: each must be in the code, in the parts between "...".
+// TestTroubleshooting looks up the messages in docs/troubleshooting.md, which are its
+// headings and the first cells of its tables: each must be in the code, in the parts
+// between "...".
 func TestTroubleshooting(t *testing.T) {
 	p := readDocs(t)["docs/troubleshooting.md"]
 	if p == nil {
 		t.Fatal("no page")
 	}
 	texts := productLiterals(t)
+	// Headings, and the first cells of tables.
+	lines := p.headings
+	for line := range strings.Lines(p.text) {
+		if strings.HasPrefix(line, "| `") {
+			cell, _, _ := strings.Cut(line[2:], "|")
+			lines = append(lines, cell)
+		}
+	}
 	found := 0
-	for _, heading := range p.headings {
-		for _, m := range spanPattern.FindAllStringSubmatch(heading, -1) {
+	for _, line := range lines {
+		for _, m := range spanPattern.FindAllStringSubmatch(line, -1) {
 			found++
 			for part := range strings.SplitSeq(m[1], "...") {
 				if part = strings.TrimSpace(part); !slices.ContainsFunc(texts, func(s string) bool { return strings.Contains(s, part) }) {
@@ -460,4 +470,22 @@ func literals(f *ast.File) (list []string) {
 		return true
 	})
 	return list
+}
+
+// TestDocsNotes compares what make bench and make chaos put behind their tables with
+// what is there.
+func TestDocsNotes(t *testing.T) {
+	for _, name := range []string{"benchmarks", "reliability"} {
+		page, err := os.ReadFile("../docs/" + name + ".md")
+		if err != nil {
+			t.Fatal(err)
+		}
+		notes, err := os.ReadFile("../docs/" + name + "-notes.md")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.HasSuffix(string(page), "\n"+string(notes)) {
+			t.Errorf("docs/%s.md does not end with docs/%s-notes.md", name, name)
+		}
+	}
 }
