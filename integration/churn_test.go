@@ -18,8 +18,9 @@ import (
 type churned struct{ ref, want string }
 
 // TestKillsUnderChurn kills the daemon again and again while images are pulled, run,
-// removed and evicted in two namespaces, and a container reads. Calls that a death cuts
-// off fail; no container sees wrong bytes or an error, and in the end all is well.
+// removed and evicted in two namespaces, and a container reads. Calls that a kill
+// interrupts fail; no container sees wrong bytes or an error, and at the end every image
+// can be used.
 func TestKillsUnderChurn(t *testing.T) {
 	for _, transport := range []string{"fanotify", "fuse"} {
 		t.Run(transport, func(t *testing.T) { killsUnderChurn(t, transport) })

@@ -13,8 +13,8 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/integration/harness"
 )
 
-// TestReadOnlyRoot has the daemon's file system become read-only under it, as ext4 does
-// after an error: what is filled is read, holes are EIO.
+// TestReadOnlyRoot makes the daemon's file system read-only while it runs, as ext4 does
+// after an error: what is filled can be read, holes give EIO.
 func TestReadOnlyRoot(t *testing.T) {
 	n := newNode(t)
 	n.ownDisk("128M")
@@ -58,9 +58,9 @@ func TestReadOnlyRoot(t *testing.T) {
 	}
 }
 
-// TestContainerdRestart restarts containerd amid pulls and runs, and the daemon is
-// stopped while containerd asks it: what was begun waits for the next one or fails,
-// and can be done again.
+// TestContainerdRestart restarts containerd during pulls and runs, and stops the daemon
+// while containerd calls it: a call waits for the next daemon or fails, and can be done
+// again.
 func TestContainerdRestart(t *testing.T) {
 	n := newNode(t)
 	n.run("settle.enabled = false")
@@ -116,7 +116,7 @@ func TestContainerdRestart(t *testing.T) {
 	if err == nil || !strings.Contains(string(out), "another lacuna-snapshotter") {
 		t.Errorf("a second daemon: %v\n%s", err, out)
 	}
-	// Two at once after a death: one serves.
+	// Two daemons started at once after a kill: one serves.
 	n.daemon.Kill()
 	second := exec.Command(filepath.Join(n.env.Bin, "lacuna-snapshotter"), "--config", n.daemon.Config)
 	if err := second.Start(); err != nil {
@@ -138,7 +138,7 @@ func TestContainerdRestart(t *testing.T) {
 	if out := n.out("tasks", "exec", "--exec-id", "f", "stays", "/reader", "1"); out != n.want(data) {
 		t.Errorf("%q, want %q", out, n.want(data))
 	}
-	// Two signals, one after the other, are one.
+	// Two signals, one after the other, are like one.
 	for _, c := range []*exec.Cmd{second, third} {
 		_ = c.Process.Signal(unix.SIGTERM)
 		_ = c.Process.Signal(unix.SIGTERM)

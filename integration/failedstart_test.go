@@ -29,8 +29,8 @@ func (n *node) tryStart() string {
 	return string(out)
 }
 
-// TestFailedStartLeavesNoProcess has starts fail, at each stage, while nothing is
-// mounted: no process stays, and callers are refused instead of left waiting.
+// TestFailedStartLeavesNoProcess makes starts fail at each stage while nothing is
+// mounted: no process is left, and callers are refused instead of kept waiting.
 func TestFailedStartLeavesNoProcess(t *testing.T) {
 	n := newNode(t)
 	n.run("")
@@ -92,8 +92,8 @@ func replace(t *testing.T, path string, with func(string) error) {
 	}
 }
 
-// TestFailedStartKeepsReadersWaiting has a start fail after the daemon was killed under
-// mounts: the keepers stay, and the start after it serves.
+// TestFailedStartKeepsReadersWaiting makes a start fail after the daemon was killed while
+// layers were mounted: the keepers stay, and the next start serves.
 func TestFailedStartKeepsReadersWaiting(t *testing.T) {
 	n := newNode(t)
 	n.run("settle.enabled = false")
@@ -127,7 +127,7 @@ func TestFailedStartKeepsReadersWaiting(t *testing.T) {
 	}
 }
 
-// TestReadyWithoutRegistry has the registry leave all requests unanswered while a
+// TestReadyWithoutRegistry has the registry answer no request while a
 // daemon starts with layers that are not complete: it is ready before any is answered.
 func TestReadyWithoutRegistry(t *testing.T) {
 	n := newNode(t)

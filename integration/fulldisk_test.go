@@ -37,7 +37,7 @@ func (n *node) fill() (empty func()) {
 	}
 }
 
-// killHolders kills everything that serves, and all that holds for it.
+// killHolders kills the daemon and all holders.
 func (n *node) killHolders() {
 	n.t.Helper()
 	n.daemon.Kill()
@@ -51,8 +51,8 @@ func (n *node) killHolders() {
 }
 
 // TestFullDisk fills the daemon's disk while a container reads, while images are
-// pulled and removed, and while daemons start. Everything mends by itself: with room,
-// or with what is removed to make it.
+// pulled and removed, and while daemons start. Everything works again when there is room,
+// and images can be removed to make room.
 func TestFullDisk(t *testing.T) {
 	for _, transport := range []string{"fanotify", "fuse"} {
 		t.Run(transport, func(t *testing.T) { fullDisk(t, transport) })
@@ -79,11 +79,11 @@ func fullDisk(t *testing.T, transport string) {
 	if out, err := read(); err == nil || !strings.Contains(out+err.Error(), "input/output error") {
 		t.Errorf("a read without room: %q, %v", out, err)
 	}
-	// A pull fails, or is left to containerd whose unpack fails.
+	// The pull fails, or the layer is left to containerd, whose unpack fails.
 	if out, err := n.tryCtr("images", "pull", "--hosts-dir", n.env.HostsDir(), "--snapshotter", "lacuna", other); err == nil {
 		t.Errorf("a pull without room: %q", out)
 	}
-	// A daemon starts on a full disk, in whatever way the last one ended.
+	// A daemon starts on a full disk, however the last one ended.
 	if err := n.daemon.Stop(); err != nil {
 		t.Error(err)
 	}
@@ -100,7 +100,7 @@ func fullDisk(t *testing.T, transport string) {
 	}
 	n.pull(other)
 
-	// When everything was killed, too: images can be removed then, which makes room.
+	// Also when everything was killed: images can be removed then, which makes room.
 	empty = n.fill()
 	n.killHolders()
 	n.restart()

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestLacunactlWithoutDaemon calls each command while the daemon is stopped by a
-// signal, and gone: each ends, and says what to do.
+// TestLacunactlWithoutDaemon calls each command while the daemon is stopped by SIGSTOP,
+// and without a daemon: each ends, and its message says what to do.
 func TestLacunactlWithoutDaemon(t *testing.T) {
 	n := newNode(t)
 	n.run("settle.enabled = false")
@@ -58,8 +58,8 @@ func TestLacunactlWithoutDaemon(t *testing.T) {
 	check("gone", "no daemon listens on the socket")
 }
 
-// TestLayersThatCannotBeFetched has the registry refuse ranges of layers, as where the
-// daemon has no credentials: they are left to containerd, and it is said why.
+// TestLayersThatCannotBeFetched has the registry refuse ranges of layers, as if the daemon
+// had no credentials: the layers are left to containerd, with the reason.
 func TestLayersThatCannotBeFetched(t *testing.T) {
 	n := newNode(t)
 	n.run("settle.enabled = false")

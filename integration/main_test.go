@@ -16,8 +16,8 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/ondemand/fanotify"
 )
 
-// shared is the set of real parts that the tests of this package use together:
-// starting it takes longer than most of them.
+// shared is the set of programs that the tests of this package share: starting it takes
+// longer than most of them.
 var shared struct {
 	once sync.Once
 	*parts
@@ -59,7 +59,7 @@ func closeShared() error {
 	return shared.env.Close()
 }
 
-// real returns the parts, started.
+// real returns the shared programs, running.
 func real(t *testing.T) *parts {
 	t.Helper()
 	hostcheck.Root(t)
@@ -127,8 +127,8 @@ func (p *parts) pushPause(ctx context.Context) (string, error) {
 	return p.link.Addr + "/test/pause:latest", err
 }
 
-// forget removes images and their snapshots, all but the sandboxes', so that the
-// next pull is a first one.
+// forget removes all images and snapshots but the sandbox's, so that the next pull is
+// like a first one.
 func (p *parts) forget(t *testing.T) {
 	t.Helper()
 	ctx := context.Background()

@@ -22,8 +22,8 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/ondemand/fanotify"
 )
 
-// node is a machine of a test's own, with a registry that misbehaves on demand and
-// images of package images/reader, which are small.
+// node is what a test has for itself: containerd, a daemon, a registry that misbehaves on
+// request, and small images of package images/reader.
 type node struct {
 	t          *testing.T
 	env        *harness.Env
@@ -80,12 +80,12 @@ func newNode(t *testing.T) *node {
 	return n
 }
 
-// pass is a fault that is none.
+// pass is no fault: the registry answers.
 func (n *node) pass(w http.ResponseWriter, r *http.Request) {
 	httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: n.registry}).ServeHTTP(w, r)
 }
 
-// fails has the registry answer with f, nil for well.
+// fails has the registry answer with f; nil ends the fault.
 func (n *node) fails(f http.HandlerFunc) {
 	if f == nil {
 		n.fault.Store(nil)
@@ -151,7 +151,7 @@ func (n *node) pull(ref string, flags ...string) {
 	n.ctr(append(append([]string{"images", "pull", "--hosts-dir", n.env.HostsDir(), "--snapshotter", "lacuna"}, flags...), ref)...)
 }
 
-// lacunactl runs it with a hang guard.
+// lacunactl runs lacunactl with a hang guard.
 func (n *node) lacunactl(args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -171,7 +171,7 @@ func (n *node) layers() (l statusapi.Layers) {
 	return l
 }
 
-// until waits for what happens by itself.
+// until waits until f is true.
 func (n *node) until(what string, f func() bool) {
 	n.t.Helper()
 	for range 1200 {

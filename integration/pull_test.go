@@ -12,7 +12,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/snapshotters"
 )
 
-// lazy fails unless what went over the link since before is a part of the image.
+// lazy fails if more than half of the image went over the link since before.
 func (p *parts) lazy(t *testing.T, before int64) {
 	t.Helper()
 	size, err := p.image.Size()

@@ -10,9 +10,9 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
 )
 
-// TestImagesOfAllShapes pulls and runs images that are at the ends of what there is:
-// an empty layer, one after another; as many layers as docker allows; two images
-// with a base in common, of which one goes.
+// TestImagesOfAllShapes pulls and runs unusual images: with an empty layer, with only
+// that, without a layer, with as many layers as docker allows; and two images with a
+// common base, of which one is removed.
 func TestImagesOfAllShapes(t *testing.T) {
 	n := newNode(t)
 	n.run("settle.enabled = false")
@@ -97,7 +97,7 @@ func (n *node) lazyLayers(want int) {
 	}
 }
 
-// TestCtrCommands has ctr do to a lazy image what it does to snapshots and images.
+// TestCtrCommands calls ctr's commands for snapshots and images with a lazy image.
 func TestCtrCommands(t *testing.T) {
 	hostcheck.Tool(t, "tar")
 	n := newNode(t)

@@ -76,9 +76,8 @@ func layerFigures(ctx context.Context, r *report, path string) error {
 	return coldFetch(ctx, r, name, packed, h, filepath.Join(dir, "index"))
 }
 
-// coldFetch compares bringing one span, verified and laid out, with getting and
-// inflating its bytes by hand. Both read from memory: what is compared is our
-// own work.
+// coldFetch compares fetching one span, verified and laid out, with inflating its bytes
+// by hand. Both read from memory: our own work is compared.
 func coldFetch(ctx context.Context, r *report, name string, packed []byte, h *index.Head, path string) error {
 	f, err := os.Open(path)
 	if err != nil {

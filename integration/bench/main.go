@@ -1,6 +1,6 @@
 // Command bench measures what docs/benchmarks.md claims and writes that file.
-// Every figure is a ratio against something measured in the same run, the two
-// taking turns, the median of several rounds.
+// Every ratio compares two things that are measured in turn in the same run, and is the
+// median of several rounds.
 //
 //	go run ./integration/bench [-config 'transport = "fuse"']
 package main

@@ -63,8 +63,8 @@ func startFigures(ctx context.Context, r *report, e *harness.Env, image *harness
 	return completeFigures(ctx, r, e, c, daemon, p.Ref, config)
 }
 
-// forget removes the image and what the kernel may remember of it (it keeps the
-// pages of FUSE's files), so that the next pull is a first one.
+// forget removes the image and what the kernel has cached of it (it keeps the pages of
+// FUSE's files), so that the next pull is like a first one.
 func forget(ctx context.Context, c *harness.Containerd, d *harness.Daemon, ref string) error {
 	if _, err := c.Ctr(ctx, "images", "rm", "--sync", ref); err != nil {
 		return err

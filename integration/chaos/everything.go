@@ -11,9 +11,9 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/integration/harness"
 )
 
-// killEverything kills the daemon, all keepers and the anchor, with a moment in
-// which no daemon serves; then looks that what may be wrong was reported, and that
-// new containers read right bytes.
+// killEverything kills the daemon, all keepers and the anchor, and starts the next daemon
+// a moment later. Then it checks that what may be wrong was reported, and that new
+// containers read right bytes.
 func (n *node) killEverything(ctx context.Context, times int) (total seen, err error) {
 	for range times {
 		if err := errors.Join(n.pullLazily(ctx), harness.DropCaches()); err != nil {
@@ -50,7 +50,7 @@ func (n *node) killEverything(ctx context.Context, times int) (total seen, err e
 		if err != nil {
 			return total, err
 		}
-		// The daemon first, which would start other keepers.
+		// The daemon first: it would start other keepers.
 		killAt(append(append([]int{n.daemon.PID()}, pids...), anchors...)...)
 		<-n.daemon.Done()
 		time.Sleep(time.Duration(rand.IntN(200)) * time.Millisecond)

@@ -17,7 +17,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/internal/statusapi"
 )
 
-// node is a machine's worth of parts, with one image.
+// node is a daemon, containerd and a registry with one image.
 type node struct {
 	env        *harness.Env
 	transport  string
@@ -56,7 +56,7 @@ func newNode(ctx context.Context, e *harness.Env, transport string) (*node, erro
 	if err := n.pull(ctx, "overlayfs"); err != nil {
 		return nil, err
 	}
-	// A part of the image: what is large, and what is many.
+	// A part of the image: large files, and many files.
 	out, err := n.containerd.RunIn(ctx, "overlayfs", n.ref, "expected", "sh", "-c",
 		"find /usr/bin /usr/lib/x86_64-linux-gnu /usr/lib/python3 -xdev -type f -print0 | sort -z | xargs -0 sha256sum")
 	if err != nil {
@@ -80,8 +80,8 @@ func (n *node) pull(ctx context.Context, snapshotter string) error {
 	return n.containerd.Pull(ctx, snapshotter, n.ref)
 }
 
-// pullLazily pulls with ours, and makes sure that nothing was left to
-// containerd's own unpack: there would be nothing to injure.
+// pullLazily pulls with our snapshotter, and fails if a layer was left to containerd's
+// unpack: such a layer needs no daemon.
 func (n *node) pullLazily(ctx context.Context) error {
 	if err := n.pull(ctx, "lacuna"); err != nil {
 		return err
@@ -123,8 +123,8 @@ func (n *node) forget(ctx context.Context) error {
 	return fmt.Errorf("layers are left: %+v", st)
 }
 
-// holders are the keepers that have the transport by now: one that was just
-// started is given it a moment later.
+// holders are the keepers that hold the transport's device: one that was just started is
+// given it a moment later.
 func (n *node) holders() (list []int, err error) {
 	pids, err := n.keepers()
 	for _, pid := range pids {
@@ -146,7 +146,7 @@ func (n *node) keepers() ([]int, error) { return procs.Find("keeper", n.daemon.R
 // anchors are those that are frozen.
 func (n *node) anchors() ([]int, error) { return procs.Find("anchor", n.daemon.Root) }
 
-// killAt ends processes as nearly at once as can be.
+// killAt kills processes within as short a time as possible.
 func killAt(pids ...int) {
 	for _, pid := range pids {
 		_ = unix.Kill(pid, unix.SIGKILL)

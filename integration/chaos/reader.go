@@ -67,8 +67,8 @@ func (n *node) read(ctx context.Context, passes int) (*container, error) {
 	return c, nil
 }
 
-// follow takes what a reader prints, a file at a time: one that is killed by what
-// it reads (its own code, while no daemon serves that) has read the files before.
+// follow reads a reader's output, a line for each file. A reader may be killed by what it
+// reads (its own code, while no daemon serves it); then the lines before that count.
 func (c *container) follow(out io.Reader) {
 	failed := 0
 	for s := bufio.NewScanner(out); s.Scan(); {

@@ -24,7 +24,7 @@ for n in range(int(sys.argv[1])):
             if e.errno != errno.EIO:
                 raise
             print("failed", stall, flush=True)
-            time.sleep(0.001)  # until somebody serves again
+            time.sleep(0.001)  # until a daemon serves again
             continue
         print("right" if h.hexdigest() == sum else "wrong", stall, flush=True)
     print("pass", flush=True)

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// row is one kind of injury on one transport, and what readers saw of it.
+// row is one kind of fault on one transport, and what readers saw of it.
 type row struct {
 	transport, what string
 	times           int

@@ -45,8 +45,8 @@ const (
 	passes  = 3
 )
 
-// round pulls the image again, has containers read it, and does what is to be
-// done meanwhile.
+// round pulls the image again, has containers read it, and calls meanwhile while they
+// do.
 func (n *node) round(ctx context.Context, meanwhile func(over <-chan struct{}) error) (total seen, err error) {
 	if err := errors.Join(n.pullLazily(ctx), harness.DropCaches()); err != nil {
 		return total, err

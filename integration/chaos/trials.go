@@ -6,13 +6,13 @@ import (
 	"fmt"
 )
 
-// plan is how often each injury is done.
+// plan is how often each fault is injected.
 type plan struct{ kills, points, pairs, all, cuts, fulls int }
 
 // points are where a test build of the daemon dies, see internal/fault.
 var points = []string{"request read", "span written", "before the answer", "after the answer"}
 
-// trial is one kind of injury, and what readers may see of it.
+// trial is one kind of fault, and what readers may see of it.
 type trial struct {
 	what  string
 	times int
@@ -21,7 +21,8 @@ type trial struct {
 	met   func(seen) bool
 }
 
-// clean is for what readers must not notice, failing for what may give them EIO.
+// clean is for faults that readers must not notice, failing for those that may give them
+// EIO.
 func clean(t trial) trial {
 	t.goal = "0 wrong, 0 failed"
 	t.met = func(s seen) bool { return s.wrong == 0 && s.failed == 0 && s.files > 0 }
@@ -34,7 +35,7 @@ func failing(t trial) trial {
 	return t
 }
 
-// trials is a plan on one transport. The last ones go without an anchor.
+// trials are those of a plan on one transport. The last one has no anchor.
 func (n *node) trials(ctx context.Context, p plan) []trial {
 	injure := func(times int, how func(context.Context) error) func() (seen, error) {
 		return func() (seen, error) { return n.injure(ctx, times, how) }

@@ -1,6 +1,6 @@
-// Package harness runs the real parts side by side for tests, benchmarks and
-// the demo: a registry, a shaped link before it, containerd with our daemon as
-// its proxy plugin, and images made of Debian packages.
+// Package harness starts the real programs for tests, benchmarks and the demo: a
+// registry, a slow link before it, containerd with our daemon as its proxy plugin; and
+// it builds images of Debian packages.
 //
 // An [Env] is one such set in one directory. Close ends every process that it
 // started, removes every mount below its directory and then the directory; what

@@ -84,8 +84,8 @@ func New(bin string) (*Env, error) {
 	if err != nil {
 		return nil, err
 	}
-	// As /run and /var/lib are: what is below has modes of its own, and root in a user
-	// namespace must reach its root file system.
+	// The mode of /run and /var/lib: what is below has modes of its own, and root in a
+	// user namespace must reach its root file system.
 	if err := os.Chmod(dir, 0o711); err != nil {
 		return nil, err
 	}
@@ -110,9 +110,9 @@ func sweep() error {
 	return nil
 }
 
-// destroy ends what works in an environment and removes it.
+// destroy ends the processes of an environment and removes it.
 func destroy(dir string) error {
-	// Kills do not end an anchor.
+	// An anchor is not ended by a kill.
 	err := keeper.EndAnchors(filepath.Join(dir, DaemonRoot))
 	killAll(dir)
 	return errors.Join(err, unmountBelow(dir), os.RemoveAll(dir))
@@ -161,9 +161,8 @@ func Mounts(dir string) ([]string, error) {
 	return list, nil
 }
 
-// WaitUnmounted returns when at most so many mounts are left below a directory:
-// containerd's garbage collector has ours cleaned up a little later. It waits a
-// minute.
+// WaitUnmounted waits, for a minute at most, until no more than so many mounts are left
+// below a directory: containerd calls our Cleanup a little after the garbage collection.
 func WaitUnmounted(dir string, most int) error {
 	var mounts []string
 	for range 600 {
@@ -212,7 +211,7 @@ func (e *Env) Close() error {
 	return errors.Join(append(errs, destroy(e.Dir))...)
 }
 
-// Run runs a command of Bin, or any other, and returns its output.
+// Run runs a command of Bin, or of the system, and returns its output.
 func (e *Env) Run(ctx context.Context, name string, args ...string) (string, error) {
 	cmd := e.command(ctx, name, args...)
 	var stderr bytes.Buffer

@@ -102,7 +102,7 @@ func (k *Link) serve(client net.Conn) {
 	k.carry(client, server, &k.down, &k.received)
 }
 
-// packet is data that arrives at a time.
+// packet is data and the time when it arrives.
 type packet struct {
 	data []byte
 	due  time.Time

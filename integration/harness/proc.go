@@ -83,7 +83,7 @@ func (p *Proc) Log() string {
 	return string(b)
 }
 
-// Tail is the end of it.
+// Tail is the end of the log.
 func (p *Proc) Tail() string {
 	lines := strings.Split(strings.TrimSpace(p.Log()), "\n")
 	return strings.Join(lines[max(0, len(lines)-20):], "\n")

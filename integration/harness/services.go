@@ -56,7 +56,7 @@ type Daemon struct {
 }
 
 // StartDaemon runs lacuna-snapshotter. Extra is added to its configuration.
-// A second start takes over what the first one left.
+// A second start adopts what the first one left.
 func (e *Env) StartDaemon(extra string) (*Daemon, error) {
 	d := &Daemon{Root: e.Path(DaemonRoot), Socket: e.Path("run", "snapshotter.sock"), Config: e.Path("lacuna.toml")}
 	config := fmt.Sprintf(`root = %q
@@ -154,7 +154,7 @@ conf_dir = %q
 }
 
 // Reconnect waits until containerd has a connection to a daemon that was started
-// again. Where the last one went amid a handshake it tries only after a second.
+// again. If the last one died during a handshake, containerd tries only after a second.
 func (c *Containerd) Reconnect(ctx context.Context) (err error) {
 	for range 300 {
 		if _, err = c.Ctr(ctx, "snapshots", "--snapshotter", "lacuna", "list"); err == nil {

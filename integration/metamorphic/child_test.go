@@ -24,7 +24,7 @@ import (
 // roleVariable tells a copy of the test binary what it is.
 const roleVariable = "LACUNA_METAMORPHIC_ROLE"
 
-// child is a node process as the driver has it.
+// child is the driver's end of a node process.
 type child struct {
 	cmd        *exec.Cmd
 	conn       *net.UnixConn
@@ -140,7 +140,7 @@ func (c *child) kill() {
 	}
 }
 
-// stacks ends the process and returns what its goroutines did.
+// stacks ends the process and returns the stacks of its goroutines.
 func (c *child) stacks() string {
 	if c.planned.Swap(true) {
 		return ""
@@ -185,7 +185,7 @@ func callContext() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), patience)
 }
 
-// patience is after how long a call or a read is said to hang.
+// patience is how long a call or a read may take before it counts as hanging.
 const patience = 30 * time.Second
 
 // sh runs a script.

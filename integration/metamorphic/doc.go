@@ -12,27 +12,27 @@
 // loss of power leaves.
 //
 // All three are this package's test binary. It runs in a mount namespace of its
-// own, so that whatever becomes of it, no mount stays.
+// own, so that no mount is left however it ends.
 //
 // # Faults
 //
 // The node installs a seccomp filter that asks the driver before each system call
-// that writes (seccomp_unotify(2)). The driver counts them and lets one through,
-// late, or not at all: with an error, with SIGKILL, or with a loss of power just
-// before it. So each step is met, and no product code knows of it.
+// that writes (seccomp_unotify(2)). The driver counts them and lets a call pass,
+// delays it, or refuses it: with an error, with SIGKILL, or with a loss of power just
+// before it. So each step is tested without code for it in the product.
 //
 // # Sequences
 //
-// A sequence is settled by its seed: its goroutines, operations and faults. How the
-// goroutines take turns is not, nor which call is the n-th; so a failure may need a
-// few runs of its seed to come again.
+// The seed of a sequence determines its goroutines, operations and faults. It does not
+// determine how the goroutines take turns, nor which call is the n-th; so it may take a
+// few runs of a seed to see a failure again.
 //
 //	go test ./integration/metamorphic -run TestSequences -seed 17 -sequences 1 -v
 //
 // It has phases. In a phase goroutines work at once, after the protocol by which
 // containerd's metadata store calls a snapshotter (core/metadata/snapshot.go). Then
-// faults end, a dead node is replaced, and what the node says must be what the model
-// allows: an operation that was told to have succeeded has, one that was told to
-// have failed may have. At the end everything must read right, then go, and
-// nothing may be left.
+// faults end, a dead node is replaced, and the node's answers must be what the model
+// allows: an operation that was reported as successful has happened, one that was
+// reported as failed may have happened. At the end everything must read right, then
+// everything is removed, and nothing may be left.
 package metamorphic

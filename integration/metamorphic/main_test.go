@@ -131,7 +131,7 @@ func (w *worker) do(t *testing.T, seed uint64, flavour string, run func(*sequenc
 	return s, s.failures
 }
 
-// report says all about a failed sequence, and how to run it again.
+// report prints the trace of a failed sequence, and how to run it again.
 func (s *sequence) report(t *testing.T, again string) {
 	t.Errorf("%s\nfailed: %s: %s\nagain: go test ./integration/metamorphic -workers 1 -namespaces %d %s",
 		strings.Join(s.trace, "\n"), s.failures[0].kind, s.failures[0].text, *namespaces, again)

@@ -32,7 +32,7 @@ var operations = []operation{
 	{1, (*sequence).trouble},
 }
 
-// operate does one, as the numbers fall.
+// operate does one, chosen at random by the weights.
 func (s *sequence) operate(r *rand.Rand) {
 	total := 0
 	for _, o := range operations {

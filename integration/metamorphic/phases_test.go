@@ -39,7 +39,7 @@ func flavourOf(r *rand.Rand) string {
 	return reboots
 }
 
-// planOf picks when it does.
+// planOf picks when that happens.
 func planOf(r *rand.Rand, flavour string) plan {
 	p := plan{action: calm, seed: r.Uint64(), at: 1 + r.IntN(2<<r.IntN(9)), count: 1 + r.IntN(1<<r.IntN(6))}
 	if r.IntN(3) == 0 {
@@ -147,7 +147,7 @@ func (s *sequence) run() {
 	s.finish()
 }
 
-// phase lets goroutines operate, and then has the node come to rest.
+// phase lets goroutines operate, and then waits until the node is idle.
 func (s *sequence) phase(r *rand.Rand, n int, p plan) {
 	goroutines, each := []int{1, 2, 3, 6}[r.IntN(4)], 3+r.IntN(10)
 	s.note("phase %d: %d goroutines, %d operations each", n, goroutines, each)
@@ -194,8 +194,8 @@ func (s *sequence) under(r *rand.Rand, p plan, work func()) int {
 	return count
 }
 
-// rest ends the faults, brings the node back where it is down, and compares it with
-// the model.
+// rest ends the faults, starts the node again if it is down, and compares it with the
+// model.
 func (s *sequence) rest(r *rand.Rand) {
 	s.reg.ClearFaults()
 	if s.down.Load() || s.flavour == reboots {
@@ -377,7 +377,8 @@ func (s *sequence) checkContainers() {
 	}
 }
 
-// finish checks that all is well and that all goes.
+// finish checks that everything reads right, removes everything, and checks that nothing
+// is left.
 func (s *sequence) finish() {
 	for _, sn := range s.m.committed() {
 		if sn.exists == there && !s.mended(wrongCall, "view of "+sn.key, func() error { return s.viewAndRead(sn) }) {

@@ -27,8 +27,8 @@ func layersOf(image int) (list []*layer) {
 	return list
 }
 
-// images are the ones that this sequence pulls. What containerd unpacks is not its
-// to make durable, so a sequence with a loss of power has none of it.
+// images are the ones that this sequence pulls. A snapshotter does not make durable what
+// containerd unpacks, so a sequence with a loss of power pulls only lazy images.
 func (s *sequence) images() int {
 	if s.flavour == power {
 		return 2
@@ -106,8 +106,8 @@ func (s *sequence) extract(ns *namespace, layers []*layer) bool {
 		return err
 	})
 	if s.lenient.Load() && !errdefs.IsAlreadyExists(err) {
-		// It may have been made, and that not been told.
-		// Where the chain is on another parent already, its name is another.
+		// The snapshot may exist although the call failed. If the chain ID exists on
+		// another parent already, it has another name.
 		for _, name := range []string{chain, chain + " on " + digest.FromString(parent).Encoded()} {
 			s.m.put(&snap{key: name, parent: parent, kind: snapshots.KindCommitted, exists: unsure, lazy: true, layer: l, ordinary: ordinary, files: files})
 		}

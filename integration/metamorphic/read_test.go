@@ -16,7 +16,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
 )
 
-// judge says what to make of a reader's error.
+// judge makes a reader's error a failure, unless reads may fail at present.
 func (s *sequence) judge(c *container, where string, err error) {
 	if err != nil && !s.failed.Load() && !s.down.Load() && !s.faulty.Load() && !c.removed {
 		s.fail(readError, "%s: %v", where, err)

@@ -233,7 +233,7 @@ func untar(dir string, b []byte) error {
 	}
 }
 
-// reader is a reader process as the driver has it.
+// reader is the driver's end of a reader process.
 type reader struct {
 	cmd   *exec.Cmd
 	in    io.WriteCloser

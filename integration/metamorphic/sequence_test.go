@@ -62,7 +62,7 @@ type sequence struct {
 	failures []failure
 }
 
-// failure is what is not as it must be.
+// failure is a difference from the model.
 type failure struct{ kind, text string }
 
 // scope is a test that ends with a sequence.
@@ -149,12 +149,13 @@ func (s *sequence) call(what string, do func(context.Context, Snapshotter) error
 	return err
 }
 
-// must reports whether a call has succeeded. Where it may fail just now it may.
+// must reports whether a call has succeeded. An error is a failure of the sequence unless
+// calls may fail at present.
 func (s *sequence) must(what string, err error) bool {
 	if err == nil {
 		return true
 	}
-	// A layer that a fault has quarantined is made again after a pause.
+	// A layer that a fault has quarantined is rebuilt after a pause.
 	mending := errdefs.IsUnavailable(err) && strings.Contains(err.Error(), "quarantined") && time.Now().UnixNano()-s.faulted.Load() < int64(*mend)
 	if !s.lenient.Load() && !s.failed.Load() && !mending {
 		s.fail(wrongCall, "%s: %v", what, err)
@@ -192,7 +193,7 @@ func (w *worker) freshChild() (err error) {
 	return err
 }
 
-// adopt makes the sequence the one that the node's supervisor strikes for.
+// adopt makes this sequence the one that the node's supervisor injects faults for.
 func (s *sequence) adopt() {
 	c := s.child
 	c.supervisor.mu.Lock()
@@ -215,7 +216,7 @@ func (s *sequence) adopt() {
 	}()
 }
 
-// strike is a death, in the middle of a call of the node.
+// strike kills the node in the middle of one of its system calls.
 func (s *sequence) strike(c *child, action string) {
 	if action == power {
 		s.losePower(c)
@@ -295,8 +296,8 @@ func (s *sequence) losePower(c *child) {
 	s.note("the power is lost")
 }
 
-// reboot brings the machine back: from the copy of the disk where the power was
-// lost. Containers do not run any more.
+// reboot boots the machine: from the copy of the disk if the power was lost. Containers
+// do not run any more.
 func (s *sequence) reboot() error {
 	lost := s.down.Load()
 	s.faulty.Store(true)

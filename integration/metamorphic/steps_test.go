@@ -17,7 +17,7 @@ var (
 	step  = flag.String("step", "", "the only one to try, as kill:42, or the only kind, as kill")
 )
 
-// script is a layer's life, once.
+// script takes a layer through its life once.
 func (s *sequence) script() {
 	r := rand.New(rand.NewPCG(s.seed, 4))
 	do := func(operations ...func(*sequence, *rand.Rand)) {

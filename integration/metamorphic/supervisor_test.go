@@ -21,7 +21,7 @@ const (
 	power = "power" // the machine loses its power before a call
 )
 
-// plan says what becomes of the node's writing calls.
+// plan says what is done to the system calls of the node that write.
 type plan struct {
 	action string
 	at     int    // the call, counted from 1, that it begins with
@@ -92,14 +92,15 @@ func (s *supervisor) set(root string, p plan) {
 	s.r = rand.New(rand.NewPCG(p.seed, 7))
 }
 
-// told returns how many calls there were, whether the plan has struck, and how.
+// told returns how many calls there were, and whether and how the plan has injected its
+// fault.
 func (s *supervisor) told() (count int, struck bool, hits []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.count, s.struck, append([]string(nil), s.hits...)
 }
 
-// disarm ends the plan and tells.
+// disarm ends the plan and returns the same.
 func (s *supervisor) disarm() (count int, struck bool, hits []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

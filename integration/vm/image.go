@@ -19,8 +19,8 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/integration/harness"
 )
 
-// repository puts an image with its index into a registry's directory, and what
-// its files must hold beside it.
+// repository puts an image with its index into a registry's directory, and the digests
+// of its files beside it.
 func (v *vm) repository(ctx context.Context, dir string) (err error) {
 	e, err := harness.FromSource()
 	if err != nil {

@@ -35,7 +35,7 @@ func main() {
 	}
 }
 
-// run prepares what is missing and boots the kernels side by side.
+// run prepares what is missing and boots the kernels, in parallel.
 func run(ctx context.Context) (err error) {
 	var v vm
 	kernels := flag.String("kernel", "6.1,6.12", "kernel series")
@@ -83,7 +83,7 @@ func run(ctx context.Context) (err error) {
 	return err
 }
 
-// make runs a script unless what it makes is there.
+// make runs a script unless its target exists.
 func make(ctx context.Context, target, script string, args ...string) error {
 	if _, err := os.Stat(target); err == nil {
 		return nil

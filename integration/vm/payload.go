@@ -19,8 +19,7 @@ type vm struct {
 	limit       time.Duration
 }
 
-// modules are what the guest needs besides what the kernels have built in;
-// modprobe knows what they need themselves.
+// modules are those that the guest needs; modprobe finds what they depend on.
 var modules = []string{"virtio_pci", "virtio_blk", "ext4", "overlay", "loop", "fuse", "cachefiles", "erofs"}
 
 // payload makes the second disk: the script, the tests, commands and images.

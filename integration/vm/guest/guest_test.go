@@ -1,7 +1,7 @@
 //go:build vm
 
-// Package guest is what runs in the VM besides the transport's own tests: the
-// whole way from a registry to a container.
+// Package guest has the tests that run in the VM besides those of the transports: from a
+// registry to a container.
 package guest
 
 import (
@@ -69,8 +69,8 @@ func TestEndToEnd(t *testing.T) {
 	if err := d.Stop(); err != nil {
 		t.Error(err)
 	}
-	// From here on layers are filled ahead as well: one miss at a time would
-	// take an emulated machine minutes.
+	// From here on with backfill: one miss at a time would take an emulated machine
+	// minutes.
 	if d, err = e.StartDaemon("transport = \"cachefiles\"\nsettle.quiet = \"0s\""); err != nil {
 		t.Fatal(err)
 	}
