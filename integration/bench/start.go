@@ -60,7 +60,7 @@ func startFigures(ctx context.Context, r *report, e *harness.Env, image *harness
 	r.add("ready on the slow line, from the pull on", "under 1.8 s", l.Ready < 1800*time.Millisecond,
 		"%.2f s; overlayfs's full pull %.2f s, ratio %.1f", l.Ready.Seconds(), f.Ready.Seconds(), f.Ready.Seconds()/l.Ready.Seconds())
 	r.add("bytes over the line until ready, index included", "under 16 MB", l.Bytes < 16e6, "%.1f MB", float64(l.Bytes)/1e6)
-	return completeFigures(ctx, r, e, c, daemon, p.Ref, config)
+	return complete(ctx, r, e, c, daemon, p.Ref, config)
 }
 
 // forget removes the image and what the kernel has cached of it (it keeps the pages of
@@ -109,8 +109,8 @@ else:
 print("seconds", time.monotonic() - t)
 `
 
-// backfill restarts the daemon with backfill switched on, and waits until every layer
-// is complete.
+// backfill restarts the daemon with backfill switched on, and waits until every
+// layer is complete.
 func backfill(ctx context.Context, e *harness.Env, daemon *harness.Daemon, config string) (*harness.Daemon, error) {
 	if err := daemon.Stop(); err != nil {
 		return nil, err
@@ -132,8 +132,8 @@ func backfill(ctx context.Context, e *harness.Env, daemon *harness.Daemon, confi
 	return nil, errors.New("layers did not become complete within two minutes")
 }
 
-// completeFigures compares reads of complete layers with overlayfs.
-func completeFigures(ctx context.Context, r *report, e *harness.Env, c *harness.Containerd, daemon *harness.Daemon, ref, config string) error {
+// complete fills all layers and compares reads with overlayfs.
+func complete(ctx context.Context, r *report, e *harness.Env, c *harness.Containerd, daemon *harness.Daemon, ref, config string) error {
 	for _, s := range []string{"lacuna", "overlayfs"} {
 		if err := c.Pull(ctx, s, ref); err != nil {
 			return err

@@ -25,7 +25,7 @@ type node struct {
 	containerd *harness.Containerd
 	daemon     *harness.Daemon
 	anchored   bool // whether the next daemon is to have an anchor
-	backfill   bool // whether it is to backfill
+	backfill   bool // whether layers are filled in the background
 	ref        string
 	expected   string // file of digests
 	containers int

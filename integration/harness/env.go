@@ -110,9 +110,9 @@ func sweep() error {
 	return nil
 }
 
-// destroy ends the processes of an environment and removes it.
+// destroy ends what works in an environment and removes it.
 func destroy(dir string) error {
-	// An anchor is not ended by a kill.
+	// Kills do not end an anchor.
 	err := keeper.EndAnchors(filepath.Join(dir, DaemonRoot))
 	killAll(dir)
 	return errors.Join(err, unmountBelow(dir), os.RemoveAll(dir))

@@ -1,7 +1,6 @@
 // Package hostcheck lets a test say what it needs of the machine: root, a tool,
 // a kernel feature. Where that is missing the test is skipped visibly; in CI,
-// which promises all of it, the test fails instead. With -short, which is what make unit
-// runs, a test that needs anything is skipped: it is no unit test.
+// which promises all of it, the test fails instead.
 package hostcheck
 
 import (
@@ -40,7 +39,8 @@ func Missing(t testing.TB, what string) {
 	t.Skipf("needs %s", what)
 }
 
-// unit skips a test that is more than a unit test, where those are asked for.
+// unit skips a test that needs anything when go test -short asks for unit tests, as make
+// unit does.
 func unit(t testing.TB, what string) {
 	t.Helper()
 	if testing.Short() {
