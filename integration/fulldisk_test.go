@@ -13,7 +13,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/integration/harness"
 	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
 	"github.com/lacuna-snapshotter/lacuna/internal/procs"
-	"github.com/lacuna-snapshotter/lacuna/ondemand/keeper"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold"
 )
 
 // ownDisk gives the daemon's root a file system of its own.
@@ -69,7 +69,7 @@ func (n *node) killHolders() {
 	for _, pid := range pids {
 		err = errors.Join(err, unix.Kill(pid, unix.SIGKILL))
 	}
-	if err := errors.Join(err, keeper.EndAnchors(n.daemon.Root)); err != nil {
+	if err := errors.Join(err, hold.EndAnchors(n.daemon.Root)); err != nil {
 		n.t.Fatal(err)
 	}
 }

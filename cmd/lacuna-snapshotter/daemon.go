@@ -24,7 +24,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/internal/liblog"
 	"github.com/lacuna-snapshotter/lacuna/internal/version"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
-	"github.com/lacuna-snapshotter/lacuna/ondemand/keeper"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold"
 	"github.com/lacuna-snapshotter/lacuna/snapshot"
 )
 
@@ -60,7 +60,7 @@ func run(ctx context.Context, c *config.Config) error {
 	if err != nil {
 		return err
 	}
-	keepers, found, err := keeper.Open(c.Root, keeperCount, keeper.Program{Keeper: []string{"keeper", c.Root}, Anchor: []string{"anchor", c.Root}}, log)
+	keepers, found, err := hold.Open(c.Root, keeperCount, hold.Program{Keeper: []string{"keeper", c.Root}, Anchor: []string{"anchor", c.Root}}, log)
 	if err != nil {
 		return err
 	}

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/lacuna-snapshotter/lacuna/config"
-	"github.com/lacuna-snapshotter/lacuna/ondemand/keeper"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold"
 )
 
 // sockets are what the daemon listens on. The keepers hold them too: who
@@ -20,7 +20,7 @@ type sockets struct{ grpc, status *socket }
 // socketLabel begins the labels of sockets; their path follows.
 const socketLabel = "socket "
 
-func openSockets(c *config.Config, set *keeper.Set, found map[string]*os.File) (s *sockets, err error) {
+func openSockets(c *config.Config, set *hold.Set, found map[string]*os.File) (s *sockets, err error) {
 	s = &sockets{}
 	for label, f := range found {
 		// Of another configuration.

@@ -15,9 +15,9 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/cachefiles"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/fanotify"
-	"github.com/lacuna-snapshotter/lacuna/ondemand/fusefile"
-	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
-	"github.com/lacuna-snapshotter/lacuna/ondemand/keeper"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/fuse"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/inflight"
 	"github.com/lacuna-snapshotter/lacuna/snapshot"
 )
 
@@ -42,7 +42,7 @@ type transport struct {
 	adopted bool     // it serves the mounts of an earlier daemon
 	labels  []string // of what a takeover needs
 	passed  []error  // why each that comes before it in "auto" was not chosen
-	keepers *keeper.Set
+	keepers *hold.Set
 	log     *slog.Logger
 }
 
@@ -77,7 +77,7 @@ var openers = []opener{
 		// The session's INIT is in the journal.
 		func(found map[string]*os.File) bool {
 			dev, j := found[fuseDevice], found[fuseJournal]
-			return dev != nil && j != nil && fusefile.Alive(dev) && journal.Fits(j, fusefile.Journal) == nil
+			return dev != nil && j != nil && fuse.Alive(dev) && inflight.Fits(j, fuse.Journal) == nil
 		},
 		openFuse,
 	},
@@ -85,7 +85,7 @@ var openers = []opener{
 
 // whole reports whether there is enough for a takeover. Else what there is is let go
 // of: readers of a device that nobody reads would wait for ever.
-func (o opener) whole(set *keeper.Set, found map[string]*os.File) (bool, error) {
+func (o opener) whole(set *hold.Set, found map[string]*os.File) (bool, error) {
 	if o.usable(found) {
 		return true, nil
 	}
@@ -101,7 +101,7 @@ func (o opener) whole(set *keeper.Set, found map[string]*os.File) (bool, error) 
 
 // openTransport takes over what an earlier daemon left with its keepers or,
 // where there is nothing, picks by configuration.
-func openTransport(c *config.Config, engine *ondemand.Engine, set *keeper.Set, found map[string]*os.File, log *slog.Logger) (*transport, error) {
+func openTransport(c *config.Config, engine *ondemand.Engine, set *hold.Set, found map[string]*os.File, log *slog.Logger) (*transport, error) {
 	var err error
 	t := &transport{keepers: set, log: log}
 	for _, o := range openers {
@@ -167,7 +167,7 @@ func openFanotify(c *config.Config, _ *ondemand.Engine, t *transport, found map[
 func (t *transport) renewJournal(found map[string]*os.File) error {
 	reason := errors.New("it is lost")
 	if f := found[fanotifyJournal]; f != nil {
-		if reason = journal.Fits(f, fanotify.Journal); reason == nil {
+		if reason = inflight.Fits(f, fanotify.Journal); reason == nil {
 			return nil
 		}
 		f.Close()
@@ -176,7 +176,7 @@ func (t *transport) renewJournal(found map[string]*os.File) error {
 	if err := fanotify.Refuse(found[fanotifyGroup]); err != nil {
 		return err
 	}
-	j, err := journal.New(fanotify.Journal)
+	j, err := inflight.New(fanotify.Journal)
 	if err != nil {
 		return err
 	}
@@ -187,16 +187,16 @@ func (t *transport) renewJournal(found map[string]*os.File) error {
 // journalled returns a device with its journal: those found or, where none were,
 // new ones, which the keepers are given. The journal comes first: a device without
 // one cannot be taken over.
-func (t *transport) journalled(found map[string]*os.File, device, memory string, shape journal.Shape, open func() (*os.File, error)) (*os.File, *journal.Journal, error) {
+func (t *transport) journalled(found map[string]*os.File, device, memory string, shape inflight.Shape, open func() (*os.File, error)) (*os.File, *inflight.Journal, error) {
 	if found != nil {
-		j, err := journal.Open(found[memory], shape)
+		j, err := inflight.Open(found[memory], shape)
 		return found[device], j, err
 	}
 	dev, err := open()
 	if err != nil {
 		return nil, nil, err
 	}
-	j, err := journal.New(shape)
+	j, err := inflight.New(shape)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -240,11 +240,11 @@ func openFuse(c *config.Config, _ *ondemand.Engine, t *transport, found map[stri
 	if err != nil {
 		return nil, err
 	}
-	device, j, err := t.journalled(found, fuseDevice, fuseJournal, fusefile.Journal, func() (*os.File, error) { return fusefile.Open(dir) })
+	device, j, err := t.journalled(found, fuseDevice, fuseJournal, fuse.Journal, func() (*os.File, error) { return fuse.Open(dir) })
 	if err != nil {
 		return nil, err
 	}
-	return fusefile.Serve(device, j, fusefile.Options{Dir: dir, Loop: c.FUSE.Loop, ChangeLoop: runChangeLoop, Loops: loops, Log: t.log})
+	return fuse.Serve(device, j, fuse.Options{Dir: dir, Loop: c.FUSE.Loop, ChangeLoop: runChangeLoop, Loops: loops, Log: t.log})
 }
 
 const changeLoop = "change-loop" // the subcommand
@@ -262,14 +262,14 @@ func runChangeLoop(device, from, to string, sparse bool) error {
 // before the first mount is served.
 func (t *transport) anchor(c *config.Config, on *sockets) error {
 	if !c.Anchor {
-		return errors.Join(errors.New("the configuration wants none"), keeper.EndAnchors(c.Root))
+		return errors.Join(errors.New("the configuration wants none"), hold.EndAnchors(c.Root))
 	}
 	return t.keepers.Anchor(append(on.labels(), t.labels...)...)
 }
 
 // part is the end of a start that has touched nothing: keepers that hold nothing of an
 // earlier daemon are for nobody.
-func part(set *keeper.Set, found map[string]*os.File) error {
+func part(set *hold.Set, found map[string]*os.File) error {
 	if len(found) > 0 {
 		return set.Leave()
 	}

@@ -20,7 +20,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/fanotify"
-	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/inflight"
 	"github.com/lacuna-snapshotter/lacuna/snapshot"
 )
 
@@ -128,7 +128,7 @@ func (n *node) open(q request, files []*os.File) (err error) {
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(n.log, nil))
-	j, err := journal.Open(files[1], fanotify.Journal)
+	j, err := inflight.Open(files[1], fanotify.Journal)
 	if err != nil {
 		return err
 	}

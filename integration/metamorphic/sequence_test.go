@@ -19,7 +19,7 @@ import (
 
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry/registrytest"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/fanotify"
-	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/inflight"
 )
 
 // worker runs one sequence after the other, with processes that it uses again.
@@ -45,7 +45,7 @@ type sequence struct {
 	ownDisk  *disk
 	nodeLock sync.RWMutex // held while a node is replaced
 	group    *os.File
-	journal  *journal.Journal
+	journal  *inflight.Journal
 
 	lenient  atomic.Bool  // calls may fail just now
 	faulted  atomic.Int64 // when they last might, in Unix nanoseconds
@@ -182,7 +182,7 @@ func (s *sequence) newGroup() (err error) {
 	if s.group, err = fanotify.NewGroup(); err != nil {
 		return err
 	}
-	s.journal, err = journal.New(fanotify.Journal)
+	s.journal, err = inflight.New(fanotify.Journal)
 	return err
 }
 

@@ -22,7 +22,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
 	"github.com/lacuna-snapshotter/lacuna/internal/procs"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
-	"github.com/lacuna-snapshotter/lacuna/ondemand/keeper"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold"
 )
 
 // TestMain lets the test binary be the daemon that is killed, and its keepers.
@@ -30,9 +30,9 @@ func TestMain(m *testing.M) {
 	var err error
 	switch {
 	case len(os.Args) > 3 && os.Args[1] == "anchor":
-		keeper.RunAnchor()
+		hold.RunAnchor()
 	case len(os.Args) == 3 && os.Args[1] == "keeper":
-		err = keeper.Run()
+		err = hold.Run()
 	case len(os.Args) == 4 && os.Args[1] == "daemon":
 		err = runDaemon(os.Args[2], os.Args[3] == "kept")
 	default:
@@ -148,8 +148,8 @@ func runDaemon(dir string, kept bool) error {
 	select {}
 }
 
-func openKeepers(dir string, log *slog.Logger) (*keeper.Set, map[string]*os.File, error) {
-	return keeper.Open(dir, 3, keeper.Program{Keeper: []string{"keeper", dir}, Anchor: []string{"anchor", dir}}, log)
+func openKeepers(dir string, log *slog.Logger) (*hold.Set, map[string]*os.File, error) {
+	return hold.Open(dir, 3, hold.Program{Keeper: []string{"keeper", dir}, Anchor: []string{"anchor", dir}}, log)
 }
 
 // holders are the keepers or the anchors of a directory.

@@ -8,7 +8,7 @@ import (
 	"testing"
 
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
-	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/inflight"
 )
 
 // losing is a file of which the first sync says that the disk has lost everything.
@@ -57,7 +57,7 @@ func TestCompleteIsNotDurable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	j, err := journal.New(Journal)
+	j, err := inflight.New(Journal)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,13 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
-	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/inflight"
 )
 
 // Journal is the shape of the journal that a keeper holds beside the group. The
 // kernel matches answers by the number of the event's descriptor alone
 // (fanotify_user.c, process_access_response), so a successor can give them.
-var Journal = journal.Shape{
+var Journal = inflight.Shape{
 	Inbox: 64 << 10,
 	Slot:  slotSize,
 	Slots: 8192, // far more than readers that wait at once
@@ -60,7 +60,7 @@ type number struct {
 // that it has: a second answer does no harm once all of a number are filled. What
 // was in the inbox only has a slot afterwards, since the next read goes there, and
 // we may die as well.
-func leftovers(j *journal.Journal, log *slog.Logger) (numbers map[int32]*number, err error) {
+func leftovers(j *inflight.Journal, log *slog.Logger) (numbers map[int32]*number, err error) {
 	numbers = map[int32]*number{}
 	of := func(fd int32) *number {
 		if numbers[fd] == nil {

@@ -12,13 +12,13 @@ import (
 
 	"github.com/lacuna-snapshotter/lacuna/internal/fault"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
-	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/inflight"
 )
 
 // Server is the transport.
 type Server struct {
 	group   *os.File
-	journal *journal.Journal
+	journal *inflight.Journal
 	log     *slog.Logger
 	self    int32
 	numbers map[int32]*number // of a dead daemon's events; not changed after Serve
@@ -41,7 +41,7 @@ type Server struct {
 // Serve answers the events of a group, which it owns from now on with its
 // journal, until Close. Once all blobs of live mounts are attached, Recover must
 // be called: until then requests for files that are not attached wait.
-func Serve(group *os.File, j *journal.Journal, log *slog.Logger) (*Server, error) {
+func Serve(group *os.File, j *inflight.Journal, log *slog.Logger) (*Server, error) {
 	numbers, err := leftovers(j, log)
 	if err != nil {
 		return nil, err

@@ -1,4 +1,4 @@
-// Package fusefile carries reads of blobs through FUSE: each blob that is not
+// Package fuse carries reads of blobs through FUSE: each blob that is not
 // complete is a file of a FUSE file system, and EROFS mounts that file in place
 // of the cache file. It fails closed: with nobody to answer,
 // reads give EIO.
@@ -50,4 +50,4 @@
 //
 // Sources: include/uapi/linux/fuse.h, fs/fuse/dev.c and drivers/block/loop.c,
 // Linux 6.18.
-package fusefile
+package fuse

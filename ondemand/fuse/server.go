@@ -1,4 +1,4 @@
-package fusefile
+package fuse
 
 import (
 	"context"
@@ -14,7 +14,7 @@ import (
 
 	"github.com/lacuna-snapshotter/lacuna/erofs"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
-	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/inflight"
 )
 
 // Options are what a server is made of.
@@ -49,7 +49,7 @@ type Server struct {
 
 // Serve answers the requests of a session. It owns the device and the journal from
 // now on, until Close.
-func Serve(dev *os.File, j *journal.Journal, o Options) (*Server, error) {
+func Serve(dev *os.File, j *inflight.Journal, o Options) (*Server, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	taking, leave := context.WithCancel(ctx)
 	s := &Server{

@@ -1,4 +1,4 @@
-package fusefile
+package fuse
 
 import (
 	"bytes"
@@ -17,7 +17,7 @@ import (
 
 	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
-	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/inflight"
 )
 
 // Tests here read the session's files themselves, without a file system on them.
@@ -65,7 +65,7 @@ func needFUSE(t *testing.T) {
 	}
 }
 
-func serveAt(t *testing.T, dir string, dev *os.File, j *journal.Journal) *served {
+func serveAt(t *testing.T, dir string, dev *os.File, j *inflight.Journal) *served {
 	t.Helper()
 	s := &served{t: t, dir: dir, dev: dev}
 	var err error
@@ -79,7 +79,7 @@ func serveAt(t *testing.T, dir string, dev *os.File, j *journal.Journal) *served
 	return s
 }
 
-func serveNew(t *testing.T) (*served, *journal.Journal) {
+func serveNew(t *testing.T) (*served, *inflight.Journal) {
 	t.Helper()
 	dir := t.TempDir()
 	dev, err := Open(filepath.Join(dir, "fuse"))
@@ -87,7 +87,7 @@ func serveNew(t *testing.T) (*served, *journal.Journal) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unmount(filepath.Join(dir, "fuse")) })
-	j, err := journal.New(Journal)
+	j, err := inflight.New(Journal)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -224,7 +224,7 @@ func TestClosedBeforeRecover(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if j, err = journal.Open(j.File(), Journal); err != nil {
+	if j, err = inflight.Open(j.File(), Journal); err != nil {
 		t.Fatal(err)
 	}
 	again := serveAt(t, s.dir, os.NewFile(uintptr(next), "fuse"), j)

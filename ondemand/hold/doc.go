@@ -1,4 +1,4 @@
-// Package keeper is a small process that holds kernel descriptors for a daemon,
+// Package hold is a small process that holds kernel descriptors for a daemon,
 // so that they outlive it: a fanotify group, the cachefiles device and its
 // objects. As long as somebody holds them, the kernel has readers wait; the next
 // daemon takes them and answers.
@@ -48,4 +48,4 @@
 // # Concurrency
 //
 // Everything is safe for concurrent use.
-package keeper
+package hold

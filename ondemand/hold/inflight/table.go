@@ -1,4 +1,4 @@
-// Package journal is memory that a keeper holds beside a transport's
+// Package inflight is memory that a keeper holds beside a transport's
 // descriptors: the requests that were read from the kernel and not yet answered.
 // A daemon that dies leaves it as it is; its successor answers what is in it.
 //
@@ -26,7 +26,7 @@
 //
 // Put and Clear may be called concurrently; the inbox and the note belong to one
 // goroutine.
-package journal
+package inflight
 
 import (
 	"encoding/binary"

@@ -1,4 +1,4 @@
-package fusefile
+package fuse
 
 import (
 	"log/slog"
@@ -11,7 +11,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/erofs"
 	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
-	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/inflight"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/transporttest"
 )
 
@@ -25,7 +25,7 @@ func open(t *testing.T, dir string, loop bool) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	j, err := journal.New(Journal)
+	j, err := inflight.New(Journal)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package fusefile
+package fuse
 
 import (
 	"context"

@@ -1,4 +1,4 @@
-package fusefile
+package fuse
 
 import (
 	"encoding/binary"
@@ -15,7 +15,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/internal/descriptor"
 	"github.com/lacuna-snapshotter/lacuna/internal/fault"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
-	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/inflight"
 )
 
 const (
@@ -47,7 +47,7 @@ const (
 // Journal is the shape of the journal that a keeper holds beside the device.
 // The kernel demands room for a request with maxRead bytes of data, which never
 // come; what does come is a header and a name at most.
-var Journal = journal.Shape{
+var Journal = inflight.Shape{
 	Inbox: maxRead + 4096,
 	Note:  512, // the session's INIT
 	Slot:  512,
@@ -78,7 +78,7 @@ func Open(dir string) (*os.File, error) {
 type session struct {
 	dev     *os.File
 	wakeFD  int
-	journal *journal.Journal
+	journal *inflight.Journal
 	fs      *blobFS
 	proto   *fuse.ProtocolServer
 	log     *slog.Logger
@@ -91,7 +91,7 @@ type session struct {
 
 // newSession serves the session of a device. Where the journal has a note, it is
 // one that an earlier daemon began.
-func newSession(dev *os.File, j *journal.Journal, fs *blobFS, logger *slog.Logger) (*session, error) {
+func newSession(dev *os.File, j *inflight.Journal, fs *blobFS, logger *slog.Logger) (*session, error) {
 	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
 		return nil, fmt.Errorf("eventfd: %w", err)
