@@ -61,7 +61,7 @@ func start(ctx context.Context, root string, group *os.File, log *slog.Logger) (
 // startWith is start with a group that is made, and held, by the caller.
 func startWith(ctx context.Context, root string, group *os.File, adopted bool, log *slog.Logger) (*node, error) {
 	n := &node{group: group}
-	j, err := inflight.New(fanotify.Journal)
+	j, err := inflight.New(fanotify.InFlight)
 	if err != nil {
 		return nil, err
 	}

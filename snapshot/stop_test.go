@@ -53,7 +53,7 @@ func TestStopDuringStart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	j, err := inflight.New(fanotify.Journal)
+	j, err := inflight.New(fanotify.InFlight)
 	if err != nil {
 		t.Fatal(err)
 	}

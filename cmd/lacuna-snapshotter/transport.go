@@ -74,10 +74,10 @@ var openers = []opener{
 	{
 		"fuse",
 		[]string{fuseJournal, fuseDevice},
-		// The session's INIT is in the journal.
+		// The session's INIT is in the in-flight table.
 		func(found map[string]*os.File) bool {
 			dev, j := found[fuseDevice], found[fuseJournal]
-			return dev != nil && j != nil && fuse.Alive(dev) && inflight.Fits(j, fuse.Journal) == nil
+			return dev != nil && j != nil && fuse.Alive(dev) && inflight.Fits(j, fuse.InFlight) == nil
 		},
 		openFuse,
 	},
@@ -150,7 +150,7 @@ func openFanotify(c *config.Config, _ *ondemand.Engine, t *transport, found map[
 			return nil, err
 		}
 	}
-	group, j, err := t.journalled(found, fanotifyGroup, fanotifyJournal, fanotify.Journal, func() (*os.File, error) {
+	group, j, err := t.journalled(found, fanotifyGroup, fanotifyJournal, fanotify.InFlight, func() (*os.File, error) {
 		if err := fanotify.Probe(c.Root); err != nil {
 			return nil, err
 		}
@@ -162,12 +162,12 @@ func openFanotify(c *config.Config, _ *ondemand.Engine, t *transport, found map[
 	return fanotify.Serve(group, j, t.log)
 }
 
-// renewJournal replaces a journal of fanotify's that is lost or of another version.
+// renewJournal replaces an in-flight table of fanotify's that is lost or of another version.
 // Who waits for an answer to what was in it gets EIO.
 func (t *transport) renewJournal(found map[string]*os.File) error {
 	reason := errors.New("it is lost")
 	if f := found[fanotifyJournal]; f != nil {
-		if reason = inflight.Fits(f, fanotify.Journal); reason == nil {
+		if reason = inflight.Fits(f, fanotify.InFlight); reason == nil {
 			return nil
 		}
 		f.Close()
@@ -176,7 +176,7 @@ func (t *transport) renewJournal(found map[string]*os.File) error {
 	if err := fanotify.Refuse(found[fanotifyGroup]); err != nil {
 		return err
 	}
-	j, err := inflight.New(fanotify.Journal)
+	j, err := inflight.New(fanotify.InFlight)
 	if err != nil {
 		return err
 	}
@@ -184,10 +184,10 @@ func (t *transport) renewJournal(found map[string]*os.File) error {
 	return t.keepers.KeepFile(fanotifyJournal, j.File())
 }
 
-// journalled returns a device with its journal: those found or, where none were,
+// journalled returns a device with its in-flight table: those found or, where none were,
 // new ones, which the keepers are given. The journal comes first: a device without
 // one cannot be taken over.
-func (t *transport) journalled(found map[string]*os.File, device, memory string, shape inflight.Shape, open func() (*os.File, error)) (*os.File, *inflight.Journal, error) {
+func (t *transport) journalled(found map[string]*os.File, device, memory string, shape inflight.Shape, open func() (*os.File, error)) (*os.File, *inflight.Table, error) {
 	if found != nil {
 		j, err := inflight.Open(found[memory], shape)
 		return found[device], j, err
@@ -240,7 +240,7 @@ func openFuse(c *config.Config, _ *ondemand.Engine, t *transport, found map[stri
 	if err != nil {
 		return nil, err
 	}
-	device, j, err := t.journalled(found, fuseDevice, fuseJournal, fuse.Journal, func() (*os.File, error) { return fuse.Open(dir) })
+	device, j, err := t.journalled(found, fuseDevice, fuseJournal, fuse.InFlight, func() (*os.File, error) { return fuse.Open(dir) })
 	if err != nil {
 		return nil, err
 	}

@@ -13,7 +13,7 @@
 //	group.go   the system calls
 //	attach.go  which files are ours: marks, mounts, and when a mark may go
 //	server.go  one loop that reads events, one goroutine for each
-//	left.go    what a dead daemon has left in the journal (package journal)
+//	left.go    what a dead daemon has left in the in-flight table (package inflight)
 //
 // # Pitfalls, and where they are met
 //
@@ -45,7 +45,7 @@
 //     what wrote.
 //
 //   - A fill's event comes behind those of all readers that wait, so the loop reads on
-//     however many do: the journal grows.
+//     however many do: the in-flight table grows.
 //
 // # Failure
 //

@@ -57,7 +57,7 @@ func TestCompleteIsNotDurable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	j, err := inflight.New(Journal)
+	j, err := inflight.New(InFlight)
 	if err != nil {
 		t.Fatal(err)
 	}

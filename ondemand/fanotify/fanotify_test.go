@@ -30,7 +30,7 @@ func TestConformance(t *testing.T) {
 				t.Fatal(err)
 			}
 			release = hold(t, group)
-			j, err := inflight.New(Journal)
+			j, err := inflight.New(InFlight)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -15,10 +15,10 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/inflight"
 )
 
-// Journal is the shape of the journal that a keeper holds beside the group. The
+// InFlight is the shape of the in-flight table that a keeper holds beside the group. The
 // kernel matches answers by the number of the event's descriptor alone
 // (fanotify_user.c, process_access_response), so a successor can give them.
-var Journal = inflight.Shape{
+var InFlight = inflight.Shape{
 	Inbox: 64 << 10,
 	Slot:  slotSize,
 	Slots: 8192, // far more than readers that wait at once
@@ -60,7 +60,7 @@ type number struct {
 // that it has: a second answer does no harm once all of a number are filled. What
 // was in the inbox only has a slot afterwards, since the next read goes there, and
 // we may die as well.
-func leftovers(j *inflight.Journal, log *slog.Logger) (numbers map[int32]*number, err error) {
+func leftovers(j *inflight.Table, log *slog.Logger) (numbers map[int32]*number, err error) {
 	numbers = map[int32]*number{}
 	of := func(fd int32) *number {
 		if numbers[fd] == nil {
@@ -83,7 +83,7 @@ func leftovers(j *inflight.Journal, log *slog.Logger) (numbers map[int32]*number
 	// inbox too. They have been answered; taking them costs a refused answer.
 	events, err := decode(found.Inbox)
 	if err != nil && found.Noted {
-		log.Error("reading the journal of the last daemon", "error", err)
+		log.Error("reading the in-flight table of the last daemon", "error", err)
 	}
 	for _, e := range events {
 		if e.fd < 0 {
@@ -156,7 +156,7 @@ func (s *Server) answerLeft(fd int32, n *number) {
 		errno = max(errno, s.fillLeft(l))
 	}
 	if errno != 0 && s.leaving() {
-		return // the successor finds them in the journal
+		return // the successor finds them in the in-flight table
 	}
 	s.settle(fd, n, errno)
 }
@@ -166,7 +166,7 @@ func (s *Server) settle(fd int32, n *number, errno unix.Errno) {
 	n.once.Do(func() {
 		for _, l := range n.events {
 			s.respond(fd, errno)
-			s.journal.Clear(l.slot)
+			s.table.Clear(l.slot)
 		}
 		close(n.settled)
 		n.free()
@@ -202,7 +202,7 @@ func (s *Server) fillLeft(l left) unix.Errno {
 	return 0
 }
 
-// Refuse denies all that was read of a group and not answered, whose journal is lost
+// Refuse denies all that was read of a group and not answered, whose table is lost
 // or cannot be read: the numbers are unknown, but there are not many that can be. It
 // comes before Serve.
 func Refuse(group *os.File) error {

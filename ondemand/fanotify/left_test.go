@@ -18,7 +18,7 @@ import (
 )
 
 func TestLeftovers(t *testing.T) {
-	j, err := inflight.New(Journal)
+	j, err := inflight.New(InFlight)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +89,7 @@ func newBlob(t *testing.T, src ondemand.Source) (*ondemand.Blob, inode) {
 	return b, identity(&st)
 }
 
-func put(t *testing.T, j *inflight.Journal, e event, id inode) int {
+func put(t *testing.T, j *inflight.Table, e event, id inode) int {
 	t.Helper()
 	slot, err := j.Put(encodeSlot(e, id))
 	if err != nil {
@@ -98,9 +98,9 @@ func put(t *testing.T, j *inflight.Journal, e event, id inode) int {
 	return slot
 }
 
-// successor serves what a journal has, with a pipe for the kernel's end, of which
+// successor serves what an in-flight table has, with a pipe for the kernel's end, of which
 // only answers are of interest.
-func successor(t *testing.T, j *inflight.Journal) (s *Server, kernel *os.File) {
+func successor(t *testing.T, j *inflight.Table) (s *Server, kernel *os.File) {
 	t.Helper()
 	kernel, group, err := os.Pipe()
 	if err != nil {
@@ -130,7 +130,7 @@ func expect(t *testing.T, kernel *os.File, answers ...[]byte) {
 func TestNumberUsedTwice(t *testing.T) {
 	src := &gated{gate: make(chan struct{})}
 	b, id := newBlob(t, src)
-	j, err := inflight.New(Journal)
+	j, err := inflight.New(InFlight)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,7 +164,7 @@ func TestLeftOfCompleteBlob(t *testing.T) {
 	if err := errors.Join(b.Fill(t.Context(), 0, 2*testSpan), b.Sync()); err != nil || !b.Durable() {
 		t.Fatal(b.Durable(), err)
 	}
-	j, err := inflight.New(Journal)
+	j, err := inflight.New(InFlight)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,7 +204,7 @@ func (g *gated) Fetch(ctx context.Context, first, last int64, put func(int64, []
 func TestStartWaitsForNobody(t *testing.T) {
 	src := &gated{gate: make(chan struct{})}
 	b, id := newBlob(t, src)
-	j, err := inflight.New(Journal)
+	j, err := inflight.New(InFlight)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -264,7 +264,7 @@ func isOpen(fd int) bool {
 // on.
 func TestOwnWriteWithADeadNumber(t *testing.T) {
 	b, id := newBlob(t, &gated{gate: make(chan struct{})})
-	j, err := inflight.New(Journal)
+	j, err := inflight.New(InFlight)
 	if err != nil {
 		t.Fatal(err)
 	}

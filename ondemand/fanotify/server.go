@@ -18,7 +18,7 @@ import (
 // Server is the transport.
 type Server struct {
 	group   *os.File
-	journal *inflight.Journal
+	table   *inflight.Table
 	log     *slog.Logger
 	self    int32
 	numbers map[int32]*number // of a dead daemon's events; not changed after Serve
@@ -41,7 +41,7 @@ type Server struct {
 // Serve answers the events of a group, which it owns from now on with its
 // journal, until Close. Once all blobs of live mounts are attached, Recover must
 // be called: until then requests for files that are not attached wait.
-func Serve(group *os.File, j *inflight.Journal, log *slog.Logger) (*Server, error) {
+func Serve(group *os.File, j *inflight.Table, log *slog.Logger) (*Server, error) {
 	numbers, err := leftovers(j, log)
 	if err != nil {
 		return nil, err
@@ -51,7 +51,7 @@ func Serve(group *os.File, j *inflight.Journal, log *slog.Logger) (*Server, erro
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Server{
-		group: group, journal: j, log: log, self: int32(os.Getpid()), numbers: numbers,
+		group: group, table: j, log: log, self: int32(os.Getpid()), numbers: numbers,
 		ctx: ctx, cancel: cancel, loop: make(chan struct{}), failed: make(chan error, 1), recovered: make(chan struct{}),
 		attached: map[inode]*attached{},
 	}
@@ -91,7 +91,7 @@ func (s *Server) Close() error {
 }
 
 // Drain implements ondemand.Transport. Requests that come from now on are left
-// in the journal. Our own writes are answered until Close.
+// in the in-flight table. Our own writes are answered until Close.
 func (s *Server) Drain() {
 	s.taking.Lock()
 	s.draining = true
@@ -123,7 +123,7 @@ func (s *Server) read() {
 	defer close(s.loop)
 	pace := ondemand.Pace{Log: s.log, What: "reading fanotify events"}
 	for {
-		n, err := s.group.Read(s.journal.Inbox())
+		n, err := s.group.Read(s.table.Inbox())
 		switch {
 		case err == nil:
 			pace.Good()
@@ -151,15 +151,15 @@ func final(err error) bool {
 // received has what is in the inbox answered or recorded.
 func (s *Server) received(n int) {
 	fault.Point("request read")
-	s.journal.Received(n)
-	events, err := decode(s.journal.Inbox()[:n])
+	s.table.Received(n)
+	events, err := decode(s.table.Inbox()[:n])
 	if err != nil {
 		s.log.Error("decoding fanotify events", "error", err)
 	}
 	for _, e := range events {
 		s.take(e)
 	}
-	s.journal.Emptied(n)
+	s.table.Emptied(n)
 }
 
 // take answers an event or starts the goroutine that will.
@@ -179,7 +179,7 @@ func (s *Server) take(e event) {
 	err := unix.Fstat(int(e.fd), &st)
 	slot := -1
 	if err == nil {
-		slot, err = s.journal.Put(encodeSlot(e, identity(&st)))
+		slot, err = s.table.Put(encodeSlot(e, identity(&st)))
 	}
 	if err != nil {
 		s.log.Error("read fails with EIO", "error", err, "pid", e.pid)
@@ -225,11 +225,11 @@ func (s *Server) serve(e event, id inode, slot int, dead *number) {
 	}
 	errno := s.fill(e, id)
 	if errno != 0 && s.leaving() {
-		return // the successor finds it in the journal
+		return // the successor finds it in the in-flight table
 	}
 	s.answer(e, errno)
 	fault.Point("after the answer")
-	s.journal.Clear(slot)
+	s.table.Clear(slot)
 	s.closeFile(e) // now its number may be used again, not before
 }
 

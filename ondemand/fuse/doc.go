@@ -28,9 +28,9 @@
 //
 // # Over the daemon's death
 //
-// A keeper holds the device and a journal (package journal). Requests queue in
+// A keeper holds the device and an in-flight table (package inflight). Requests queue in
 // the kernel. The successor tells go-fuse the INIT of the session, which the
-// journal's note has, and answers the requests that were read and not answered:
+// table's note has, and answers the requests that were read and not answered:
 // all of them only look. Nodes are numbered by their names, so that the kernel's
 // numbers stay good. A session that was unmounted or aborted cannot be taken over:
 // Failed tells, and Alive tells the next daemon.

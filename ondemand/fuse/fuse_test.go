@@ -25,7 +25,7 @@ func open(t *testing.T, dir string, loop bool) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	j, err := inflight.New(Journal)
+	j, err := inflight.New(InFlight)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -47,9 +47,9 @@ type Server struct {
 	stopping sync.Once
 }
 
-// Serve answers the requests of a session. It owns the device and the journal from
+// Serve answers the requests of a session. It owns the device and the in-flight table from
 // now on, until Close.
-func Serve(dev *os.File, j *inflight.Journal, o Options) (*Server, error) {
+func Serve(dev *os.File, j *inflight.Table, o Options) (*Server, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	taking, leave := context.WithCancel(ctx)
 	s := &Server{

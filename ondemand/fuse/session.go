@@ -44,10 +44,10 @@ const (
 	opBatchForget = 42
 )
 
-// Journal is the shape of the journal that a keeper holds beside the device.
+// InFlight is the shape of the in-flight table that a keeper holds beside the device.
 // The kernel demands room for a request with maxRead bytes of data, which never
 // come; what does come is a header and a name at most.
-var Journal = inflight.Shape{
+var InFlight = inflight.Shape{
 	Inbox: maxRead + 4096,
 	Note:  512, // the session's INIT
 	Slot:  512,
@@ -76,12 +76,12 @@ func Open(dir string) (*os.File, error) {
 
 // session reads the device and answers.
 type session struct {
-	dev     *os.File
-	wakeFD  int
-	journal *inflight.Journal
-	fs      *blobFS
-	proto   *fuse.ProtocolServer
-	log     *slog.Logger
+	dev    *os.File
+	wakeFD int
+	table  *inflight.Table
+	fs     *blobFS
+	proto  *fuse.ProtocolServer
+	log    *slog.Logger
 
 	loop   chan struct{} // closed when no more requests are read
 	failed chan error
@@ -89,15 +89,15 @@ type session struct {
 	out    sync.Pool
 }
 
-// newSession serves the session of a device. Where the journal has a note, it is
+// newSession serves the session of a device. Where the in-flight table has a note, it is
 // one that an earlier daemon began.
-func newSession(dev *os.File, j *inflight.Journal, fs *blobFS, logger *slog.Logger) (*session, error) {
+func newSession(dev *os.File, j *inflight.Table, fs *blobFS, logger *slog.Logger) (*session, error) {
 	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
 		return nil, fmt.Errorf("eventfd: %w", err)
 	}
 	s := &session{
-		dev: dev, wakeFD: wake, journal: j, fs: fs, log: logger,
+		dev: dev, wakeFD: wake, table: j, fs: fs, log: logger,
 		loop: make(chan struct{}), failed: make(chan error, 1),
 		proto: fuse.NewProtocolServer(fs, &fuse.MountOptions{
 			MaxWrite: maxRead, MaxReadAhead: maxAhead, MaxBackground: maxBackground, DisableReadDirPlus: true,
@@ -124,7 +124,7 @@ func (w logWriter) Write(p []byte) (int, error) {
 
 // start reads from now on, after what a dead daemon has left.
 func (s *session) start() {
-	left := s.journal.Left()
+	left := s.table.Left()
 	pending := map[uint64]bool{}
 	for slot, b := range left.Slots {
 		m := append([]byte(nil), b...)
@@ -137,7 +137,7 @@ func (s *session) start() {
 			s.take(append([]byte(nil), m[:n]...))
 		}
 	}
-	s.journal.Emptied(len(s.journal.Inbox()))
+	s.table.Emptied(len(s.table.Inbox()))
 	go s.read()
 }
 
@@ -154,9 +154,9 @@ func (s *session) read() {
 		case err == nil && n >= inHeader:
 			pace.Good()
 			fault.Point("request read")
-			s.journal.Received(n)
-			s.take(append([]byte(nil), s.journal.Inbox()[:n]...))
-			s.journal.Emptied(n)
+			s.table.Received(n)
+			s.take(append([]byte(nil), s.table.Inbox()[:n]...))
+			s.table.Emptied(n)
 		case err == nil:
 			pace.Failed(fmt.Errorf("%d bytes, which is no request", n))
 		case errors.Is(err, errWoken):
@@ -201,7 +201,7 @@ func (s *session) next() (n int, err error) {
 	for {
 		err = s.control(func(fd int) error {
 			var err error
-			n, err = unix.Read(fd, s.journal.Inbox())
+			n, err = unix.Read(fd, s.table.Inbox())
 			return err
 		})
 		switch {
@@ -234,14 +234,14 @@ func (s *session) take(m []byte) {
 	case opForget, opBatchForget:
 		return // nodes are numbered by name: nothing to forget, and no answer
 	case opInit:
-		if err := s.journal.SetNote(m); err != nil {
+		if err := s.table.SetNote(m); err != nil {
 			s.log.Error("the session will not outlive this process", "error", err)
 		}
 		s.answer(m) // before all others
 	case opInterrupt:
 		s.goAnswer(m, -1)
 	default:
-		slot, err := s.journal.Put(m)
+		slot, err := s.table.Put(m)
 		if err != nil {
 			s.log.Error("a FUSE request fails with EIO", "opcode", opcode(m), "error", err)
 			var out [outHeader]byte
@@ -259,7 +259,7 @@ func (s *session) goAnswer(m []byte, slot int) {
 		defer s.work.Done()
 		if s.answer(m) {
 			fault.Point("after the answer")
-			s.journal.Clear(slot)
+			s.table.Clear(slot)
 		}
 	}()
 }

@@ -65,7 +65,7 @@ func needFUSE(t *testing.T) {
 	}
 }
 
-func serveAt(t *testing.T, dir string, dev *os.File, j *inflight.Journal) *served {
+func serveAt(t *testing.T, dir string, dev *os.File, j *inflight.Table) *served {
 	t.Helper()
 	s := &served{t: t, dir: dir, dev: dev}
 	var err error
@@ -79,7 +79,7 @@ func serveAt(t *testing.T, dir string, dev *os.File, j *inflight.Journal) *serve
 	return s
 }
 
-func serveNew(t *testing.T) (*served, *inflight.Journal) {
+func serveNew(t *testing.T) (*served, *inflight.Table) {
 	t.Helper()
 	dir := t.TempDir()
 	dev, err := Open(filepath.Join(dir, "fuse"))
@@ -87,7 +87,7 @@ func serveNew(t *testing.T) (*served, *inflight.Journal) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unmount(filepath.Join(dir, "fuse")) })
-	j, err := inflight.New(Journal)
+	j, err := inflight.New(InFlight)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -224,7 +224,7 @@ func TestClosedBeforeRecover(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if j, err = inflight.Open(j.File(), Journal); err != nil {
+	if j, err = inflight.Open(j.File(), InFlight); err != nil {
 		t.Fatal(err)
 	}
 	again := serveAt(t, s.dir, os.NewFile(uintptr(next), "fuse"), j)

@@ -1,31 +1,3 @@
-// Package inflight is memory that a keeper holds beside a transport's
-// descriptors: the requests that were read from the kernel and not yet answered.
-// A daemon that dies leaves it as it is; its successor answers what is in it.
-//
-// # Model
-//
-// The kernel itself writes requests into the inbox, so there is no instruction
-// at which one is read and not recorded. From there each is put into a slot, as
-// the transport encodes it; then the inbox is emptied, and the slot when the
-// request is answered. A request may so be found twice, or once after it was
-// answered: answers must bear that.
-//
-// The memory grows when all slots are taken. To stop reading from the kernel until
-// one is free would not do: the answers that free them may need a request to be
-// read that is behind others in the kernel's queue. See fanotify, whose fills raise
-// events. A slot is small beside the thread that waits for it.
-//
-//	0     8      magic "LACUNAJ3"
-//	8     8      length of what is in the inbox
-//	16    8      length of the note
-//	24    24     the sizes of inbox, note and slot, 8 bytes each
-//	4096  ...    inbox, note, and slots to the end; a slot is its length (4 bytes,
-//	             0 is free) and as many bytes
-//
-// # Concurrency
-//
-// Put and Clear may be called concurrently; the inbox and the note belong to one
-// goroutine.
 package inflight
 
 import (
@@ -40,13 +12,13 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/internal/descriptor"
 )
 
-// Shape is how large the parts are, in bytes. A daemon and its successor must
+// Shape is the sizes of a table's parts, in bytes. A daemon and the next one must
 // agree on all but Slots.
 type Shape struct {
 	Inbox int // of one read from the kernel
-	Note  int // of what the successor must know besides
+	Note  int // of what the next daemon must know besides
 	Slot  int // of one request
-	Slots int // requests that there is room for at first, and how much it grows
+	Slots int // how many slots there are at first, and how many are added when all are taken
 }
 
 const (
@@ -72,29 +44,29 @@ func (s Shape) sizes() (b []byte) {
 	return b
 }
 
-// Journal is one such memory.
-type Journal struct {
+// Table is one such memory.
+type Table struct {
 	Shape
 	file *os.File
-	mem  []byte // as large as it can become; what is behind the file's end is out of bounds
+	mem  []byte // as large as the table can become; memory behind the file's end must not be touched
 
 	mu    sync.Mutex
 	slots int
 	free  []int
 }
 
-// New makes an empty journal.
-func New(s Shape) (*Journal, error) {
-	fd, err := unix.MemfdCreate("lacuna-journal", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+// New makes an empty table.
+func New(s Shape) (*Table, error) {
+	fd, err := unix.MemfdCreate("lacuna-inflight", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return nil, fmt.Errorf("memfd_create: %w", err)
 	}
 	// Allocated: a page that there is no memory for would end the process when it
 	// is written to.
 	if err := unix.Fallocate(fd, 0, 0, int64(s.size(s.Slots))); err != nil {
-		return nil, errors.Join(fmt.Errorf("allocate a journal: %w", err), unix.Close(fd))
+		return nil, errors.Join(fmt.Errorf("allocate an in-flight table: %w", err), unix.Close(fd))
 	}
-	f := os.NewFile(uintptr(fd), "journal")
+	f := os.NewFile(uintptr(fd), "in-flight table")
 	for at, b := range map[int64][]byte{0: []byte(magic), sizesAt: s.sizes()} {
 		if _, err := f.WriteAt(b, at); err != nil {
 			f.Close()
@@ -104,14 +76,14 @@ func New(s Shape) (*Journal, error) {
 	return Open(f, s)
 }
 
-// Fits reports why a file is no journal of a shape: one of another version, or
-// something else.
+// Fits returns nil for the file of a table of this shape. Other files are tables of
+// another build of the daemon, or something else.
 func Fits(f *os.File, s Shape) error {
 	_, err := slots(f, s)
 	return err
 }
 
-// slots is how many a journal has room for.
+// slots is how many slots a table's file has room for.
 func slots(f *os.File, s Shape) (int, error) {
 	info, err := f.Stat()
 	if err != nil {
@@ -119,20 +91,20 @@ func slots(f *os.File, s Shape) (int, error) {
 	}
 	n := (info.Size() - int64(s.fixed())) / int64(slotHead+s.Slot)
 	if info.Size() < int64(s.fixed()) || n > maxSlots {
-		return 0, fmt.Errorf("journal of %d bytes: it is of another version", info.Size())
+		return 0, fmt.Errorf("in-flight table of %d bytes: it is of another version", info.Size())
 	}
 	head := make([]byte, sizesAt+len(s.sizes()))
 	if _, err := f.ReadAt(head, 0); err != nil {
 		return 0, err
 	}
 	if string(head[:len(magic)]) != magic || string(head[sizesAt:]) != string(s.sizes()) {
-		return 0, fmt.Errorf("journal begins with %q and %x: it is of another version", head[:len(magic)], head[sizesAt:])
+		return 0, fmt.Errorf("in-flight table begins with %q and %x: it is of another version", head[:len(magic)], head[sizesAt:])
 	}
 	return int(n), nil
 }
 
-// Open maps a journal, which it owns from now on.
-func Open(f *os.File, s Shape) (*Journal, error) {
+// Open maps a table's file, which the table owns from now on.
+func Open(f *os.File, s Shape) (*Table, error) {
 	n, err := slots(f, s)
 	if err != nil {
 		return nil, err
@@ -143,126 +115,127 @@ func Open(f *os.File, s Shape) (*Journal, error) {
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("map journal: %w", err)
+		return nil, fmt.Errorf("map in-flight table: %w", err)
 	}
-	j := &Journal{Shape: s, file: f, mem: mem, slots: n}
-	for i := j.slots - 1; i >= 0; i-- {
-		if binary.NativeEndian.Uint32(j.slot(i)) == 0 {
-			j.free = append(j.free, i)
+	t := &Table{Shape: s, file: f, mem: mem, slots: n}
+	for i := t.slots - 1; i >= 0; i-- {
+		if binary.NativeEndian.Uint32(t.slot(i)) == 0 {
+			t.free = append(t.free, i)
 		}
 	}
-	return j, nil
+	return t, nil
 }
 
-// File is what a keeper holds.
-func (j *Journal) File() *os.File { return j.file }
+// File is the file for the holders.
+func (t *Table) File() *os.File { return t.file }
 
-func (j *Journal) slot(i int) []byte {
-	return j.mem[j.size(i):j.size(i+1)]
+func (t *Table) slot(i int) []byte {
+	return t.mem[t.size(i):t.size(i+1)]
 }
 
-// Inbox is where the kernel is to write what is read from it.
-func (j *Journal) Inbox() []byte { return j.mem[header:][:j.Shape.Inbox] }
+// Inbox is the buffer for reads from the kernel.
+func (t *Table) Inbox() []byte { return t.mem[header:][:t.Shape.Inbox] }
 
-// Received says how much the last read put into the inbox.
-func (j *Journal) Received(n int) { binary.NativeEndian.PutUint64(j.mem[8:], uint64(n)) }
+// Received records how many bytes the last read put into the inbox.
+func (t *Table) Received(n int) { binary.NativeEndian.PutUint64(t.mem[8:], uint64(n)) }
 
-// Emptied says that the first n bytes of the inbox are in slots or answered.
-func (j *Journal) Emptied(n int) {
-	clear(j.Inbox()[:n])
-	j.Received(0)
+// Emptied records that the first n bytes of the inbox are in slots or answered.
+func (t *Table) Emptied(n int) {
+	clear(t.Inbox()[:n])
+	t.Received(0)
 }
 
-// SetNote keeps what the successor must know.
-func (j *Journal) SetNote(b []byte) error {
-	if len(b) > j.Shape.Note {
-		return fmt.Errorf("note of %d bytes, there is room for %d", len(b), j.Shape.Note)
+// SetNote records what the next daemon must know besides.
+func (t *Table) SetNote(b []byte) error {
+	if len(b) > t.Shape.Note {
+		return fmt.Errorf("note of %d bytes, there is room for %d", len(b), t.Shape.Note)
 	}
-	copy(j.mem[header+j.Shape.Inbox:], b)
-	binary.NativeEndian.PutUint64(j.mem[16:], uint64(len(b)))
+	copy(t.mem[header+t.Shape.Inbox:], b)
+	binary.NativeEndian.PutUint64(t.mem[16:], uint64(len(b)))
 	return nil
 }
 
-// Note returns what SetNote has kept.
-func (j *Journal) Note() []byte {
-	n := min(binary.NativeEndian.Uint64(j.mem[16:]), uint64(j.Shape.Note))
-	return j.mem[header+j.Shape.Inbox:][:n:n]
+// Note returns what SetNote recorded.
+func (t *Table) Note() []byte {
+	n := min(binary.NativeEndian.Uint64(t.mem[16:]), uint64(t.Shape.Note))
+	return t.mem[header+t.Shape.Inbox:][:n:n]
 }
 
-// Put records a request and returns its slot. It fails where there is no memory:
-// then the request must be refused at once.
-func (j *Journal) Put(b []byte) (int, error) {
-	if len(b) == 0 || len(b) > j.Slot {
-		return -1, fmt.Errorf("record a request of %d bytes, a slot has %d", len(b), j.Slot)
+// Put records a request and returns its slot. It fails when there is no memory; then
+// the transport must refuse the request at once.
+func (t *Table) Put(b []byte) (int, error) {
+	if len(b) == 0 || len(b) > t.Slot {
+		return -1, fmt.Errorf("record a request of %d bytes, a slot has %d", len(b), t.Slot)
 	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if len(j.free) == 0 {
-		if err := j.grow(); err != nil {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.free) == 0 {
+		if err := t.grow(); err != nil {
 			return -1, err
 		}
 	}
-	i := j.free[len(j.free)-1]
-	j.free = j.free[:len(j.free)-1]
-	slot := j.slot(i)
+	i := t.free[len(t.free)-1]
+	t.free = t.free[:len(t.free)-1]
+	slot := t.slot(i)
 	copy(slot[slotHead:], b)
 	binary.NativeEndian.PutUint32(slot, uint32(len(b))) // last: now it counts
 	return i, nil
 }
 
-// grow makes room for more.
-func (j *Journal) grow() error {
-	slots := min(j.slots+max(j.Slots, 1), maxSlots)
-	if slots == j.slots {
-		return fmt.Errorf("%d requests wait: there can be no more", slots)
+// grow adds slots.
+func (t *Table) grow() error {
+	slots := min(t.slots+max(t.Slots, 1), maxSlots)
+	if slots == t.slots {
+		return fmt.Errorf("%d requests wait: the in-flight table cannot have more", slots)
 	}
-	err := descriptor.Use(j.file, func(fd int) error {
-		return unix.Fallocate(fd, 0, int64(j.size(j.slots)), int64(j.size(slots)-j.size(j.slots)))
+	err := descriptor.Use(t.file, func(fd int) error {
+		return unix.Fallocate(fd, 0, int64(t.size(t.slots)), int64(t.size(slots)-t.size(t.slots)))
 	})
 	if err != nil {
 		return fmt.Errorf("make room for %d waiting requests: %w", slots, err)
 	}
-	for i := slots - 1; i >= j.slots; i-- {
-		j.free = append(j.free, i)
+	for i := slots - 1; i >= t.slots; i-- {
+		t.free = append(t.free, i)
 	}
-	j.slots = slots
+	t.slots = slots
 	return nil
 }
 
-// Clear forgets a request that was answered. A slot of -1 is none.
-func (j *Journal) Clear(i int) {
+// Clear frees the slot of a request that was answered. A slot of -1 is none.
+func (t *Table) Clear(i int) {
 	if i < 0 {
 		return
 	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	binary.NativeEndian.PutUint32(j.slot(i), 0)
-	j.free = append(j.free, i)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	binary.NativeEndian.PutUint32(t.slot(i), 0)
+	t.free = append(t.free, i)
 }
 
-// Left is what a dead daemon has not answered, and perhaps some that it has.
+// Left is the requests that a dead daemon had not answered, and perhaps some that it
+// had.
 type Left struct {
 	Slots map[int][]byte
-	// Inbox is what the last read brought. Noted says that its length is known;
-	// else the daemon died between the read and Received, or has emptied the
-	// inbox, and all of the inbox is here: zeros, or requests with zeros behind
+	// Inbox is what the last read brought. Noted says that its length is known.
+	// Otherwise the daemon died between the read and Received, or had emptied the
+	// inbox, and this is the whole inbox: zeros, or requests with zeros behind
 	// them.
 	Inbox []byte
 	Noted bool
 }
 
-// Left returns what a dead daemon left, in memory that is overwritten with the
-// next read.
-func (j *Journal) Left() Left {
+// Left returns what a dead daemon left, in memory that the next read from the kernel
+// overwrites.
+func (t *Table) Left() Left {
 	l := Left{Slots: map[int][]byte{}}
-	for i := range j.slots {
-		slot := j.slot(i)
-		if n := int(binary.NativeEndian.Uint32(slot)); n > 0 && n <= j.Slot {
+	for i := range t.slots {
+		slot := t.slot(i)
+		if n := int(binary.NativeEndian.Uint32(slot)); n > 0 && n <= t.Slot {
 			l.Slots[i] = slot[slotHead:][:n:n]
 		}
 	}
-	n := min(binary.NativeEndian.Uint64(j.mem[8:]), uint64(j.Shape.Inbox))
-	l.Inbox, l.Noted = j.Inbox(), n > 0
+	n := min(binary.NativeEndian.Uint64(t.mem[8:]), uint64(t.Shape.Inbox))
+	l.Inbox, l.Noted = t.Inbox(), n > 0
 	if l.Noted {
 		l.Inbox = l.Inbox[:n]
 	}

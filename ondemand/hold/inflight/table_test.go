@@ -55,7 +55,7 @@ func TestSuccessorFindsWhatIsLeft(t *testing.T) {
 	}
 }
 
-func put(t *testing.T, j *Journal, b []byte) int {
+func put(t *testing.T, j *Table, b []byte) int {
 	t.Helper()
 	slot, err := j.Put(b)
 	if err != nil {
@@ -64,9 +64,9 @@ func put(t *testing.T, j *Journal, b []byte) int {
 	return slot
 }
 
-// TestFullJournalGrows has more requests wait than there is room for: all are
+// TestFullTableGrows has more requests wait than there is room for: all are
 // found, by a successor that knows nothing of the growth, and it goes on so.
-func TestFullJournalGrows(t *testing.T) {
+func TestFullTableGrows(t *testing.T) {
 	small := shape
 	small.Slots = 2
 	j, err := New(small)
@@ -114,7 +114,7 @@ func TestFullJournalGrows(t *testing.T) {
 	}
 }
 
-// TestNoMemory has the journal refuse what it cannot record.
+// TestNoMemory has the table refuse what it cannot record.
 func TestNoMemory(t *testing.T) {
 	small := shape
 	small.Slots = 2
