@@ -60,7 +60,7 @@ func run(ctx context.Context, c *config.Config) error {
 	if err != nil {
 		return err
 	}
-	keepers, found, err := hold.Open(c.Root, keeperCount, hold.Program{Keeper: []string{"keeper", c.Root}, Anchor: []string{"anchor", c.Root}}, log)
+	keepers, found, err := hold.Adopt(c.Root, keeperCount, hold.Program{Keeper: []string{"keeper", c.Root}, Anchor: []string{"anchor", c.Root}}, log)
 	if err != nil {
 		return err
 	}

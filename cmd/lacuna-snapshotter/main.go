@@ -59,7 +59,7 @@ func command() *cobra.Command {
 		RunE: func(*cobra.Command, []string) error {
 			// A terminal's interrupt or the end of a login is the daemon's.
 			signal.Ignore(unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
-			return hold.Run()
+			return hold.RunKeeper()
 		},
 	})
 	root.AddCommand(&cobra.Command{

@@ -18,7 +18,7 @@ import (
 
 // holder holds sockets over the daemon's death: the keepers.
 type holder interface {
-	KeepFile(label string, f syscall.Conn) error
+	HoldFile(label string, f syscall.Conn) error
 }
 
 // socket is a listener at a path that is locked for this daemon. Accept goes on
@@ -152,7 +152,7 @@ func (s *socket) listen() error {
 	l.SetUnlinkOnClose(false)
 	name, err := inodeAt(s.path)
 	if err == nil {
-		err = errors.Join(s.note(l, name), s.keepers.KeepFile(socketLabel+s.path, l))
+		err = errors.Join(s.note(l, name), s.keepers.HoldFile(socketLabel+s.path, l))
 	}
 	if err != nil {
 		return errors.Join(err, os.Remove(s.path), l.Close())

@@ -20,7 +20,7 @@ import (
 // keeping holds duplicates, as keepers do.
 type keeping struct{ held map[string]*os.File }
 
-func (k *keeping) KeepFile(label string, c syscall.Conn) error {
+func (k *keeping) HoldFile(label string, c syscall.Conn) error {
 	return descriptor.Use(c, func(fd int) error {
 		own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 		if err != nil {

@@ -20,12 +20,12 @@ type sockets struct{ grpc, status *socket }
 // socketLabel begins the labels of sockets; their path follows.
 const socketLabel = "socket "
 
-func openSockets(c *config.Config, set *hold.Set, found map[string]*os.File) (s *sockets, err error) {
+func openSockets(c *config.Config, set *hold.Holders, found map[string]*os.File) (s *sockets, err error) {
 	s = &sockets{}
 	for label, f := range found {
 		// Of another configuration.
 		if path, ok := strings.CutPrefix(label, socketLabel); ok && path != c.Address && path != c.Status {
-			if err := errors.Join(set.Drop(label), f.Close()); err != nil {
+			if err := errors.Join(set.Release(label), f.Close()); err != nil {
 				return nil, err
 			}
 		}

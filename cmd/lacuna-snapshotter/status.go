@@ -85,7 +85,7 @@ func reply(w http.ResponseWriter, v any) {
 func (s *status) status() statusapi.Status {
 	st := statusapi.Status{
 		Version: version.String(), Started: s.started.UTC(), Root: s.root,
-		Transport: s.transport.Name(), Keepers: s.transport.keepers.Alive(), Anchored: s.transport.keepers.Anchored(), Registries: s.client.Troubles(),
+		Transport: s.transport.Name(), Keepers: s.transport.keepers.Keepers(), Anchored: s.transport.keepers.Anchored(), Registries: s.client.Troubles(),
 		BytesFetched: s.client.BytesRead(), Fills: s.engine.Stats(),
 	}
 	layers, fallbacks := s.layers.Status()

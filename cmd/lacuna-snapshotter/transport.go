@@ -42,7 +42,7 @@ type transport struct {
 	adopted bool     // it serves the mounts of an earlier daemon
 	labels  []string // of what a takeover needs
 	passed  []error  // why each that comes before it in "auto" was not chosen
-	keepers *hold.Set
+	keepers *hold.Holders
 	log     *slog.Logger
 }
 
@@ -85,14 +85,14 @@ var openers = []opener{
 
 // whole reports whether there is enough for a takeover. Else what there is is let go
 // of: readers of a device that nobody reads would wait for ever.
-func (o opener) whole(set *hold.Set, found map[string]*os.File) (bool, error) {
+func (o opener) whole(set *hold.Holders, found map[string]*os.File) (bool, error) {
 	if o.usable(found) {
 		return true, nil
 	}
 	var errs []error
 	for _, label := range o.labels {
 		if f := found[label]; f != nil {
-			errs = append(errs, f.Close(), set.Drop(label))
+			errs = append(errs, f.Close(), set.Release(label))
 			delete(found, label)
 		}
 	}
@@ -101,7 +101,7 @@ func (o opener) whole(set *hold.Set, found map[string]*os.File) (bool, error) {
 
 // openTransport takes over what an earlier daemon left with its keepers or,
 // where there is nothing, picks by configuration.
-func openTransport(c *config.Config, engine *ondemand.Engine, set *hold.Set, found map[string]*os.File, log *slog.Logger) (*transport, error) {
+func openTransport(c *config.Config, engine *ondemand.Engine, set *hold.Holders, found map[string]*os.File, log *slog.Logger) (*transport, error) {
 	var err error
 	t := &transport{keepers: set, log: log}
 	for _, o := range openers {
@@ -141,7 +141,7 @@ func openTransport(c *config.Config, engine *ondemand.Engine, set *hold.Set, fou
 		}
 		reasons = append(reasons, fmt.Errorf("transport %s cannot be used: %w", o.name, err))
 	}
-	return nil, errors.Join(append(reasons, set.End())...)
+	return nil, errors.Join(append(reasons, set.ReleaseAll())...)
 }
 
 func openFanotify(c *config.Config, _ *ondemand.Engine, t *transport, found map[string]*os.File) (ondemand.Transport, error) {
@@ -181,7 +181,7 @@ func (t *transport) renewJournal(found map[string]*os.File) error {
 		return err
 	}
 	found[fanotifyJournal] = j.File()
-	return t.keepers.KeepFile(fanotifyJournal, j.File())
+	return t.keepers.HoldFile(fanotifyJournal, j.File())
 }
 
 // journalled returns a device with its in-flight table: those found or, where none were,
@@ -200,7 +200,7 @@ func (t *transport) journalled(found map[string]*os.File, device, memory string,
 	if err != nil {
 		return nil, nil, err
 	}
-	return dev, j, errors.Join(t.keepers.KeepFile(memory, j.File()), t.keepers.KeepFile(device, dev))
+	return dev, j, errors.Join(t.keepers.HoldFile(memory, j.File()), t.keepers.HoldFile(device, dev))
 }
 
 func openCachefiles(c *config.Config, engine *ondemand.Engine, t *transport, found map[string]*os.File) (ondemand.Transport, error) {
@@ -208,7 +208,7 @@ func openCachefiles(c *config.Config, engine *ondemand.Engine, t *transport, fou
 	if dir == "" {
 		dir = filepath.Join(c.Root, "cachefiles")
 	}
-	o := cachefiles.Options{Dir: dir, Engine: engine, Keeper: t.keepers, Log: t.log, Adopted: found != nil}
+	o := cachefiles.Options{Dir: dir, Engine: engine, Holder: t.keepers, Log: t.log, Adopted: found != nil}
 	device := found[cachefilesDevice]
 	for label, f := range found {
 		if !strings.HasPrefix(label, socketLabel) && label != cachefilesDevice {
@@ -223,12 +223,12 @@ func openCachefiles(c *config.Config, engine *ondemand.Engine, t *transport, fou
 			return nil, err
 		}
 		if cachefiles.Restores(device) {
-			if err := t.keepers.KeepFile(cachefilesDevice, device); err != nil {
+			if err := t.keepers.HoldFile(cachefilesDevice, device); err != nil {
 				return nil, err
 			}
 		} else {
 			t.log.Warn("this kernel cannot restore requests (Linux 6.8, and stable kernels since, can): when the daemon dies, reads fail until layers are mounted again")
-			o.Keeper = nil
+			o.Holder = nil
 		}
 	}
 	return cachefiles.Serve(device, o)
@@ -269,11 +269,11 @@ func (t *transport) anchor(c *config.Config, on *sockets) error {
 
 // part is the end of a start that has touched nothing: keepers that hold nothing of an
 // earlier daemon are for nobody.
-func part(set *hold.Set, found map[string]*os.File) error {
+func part(set *hold.Holders, found map[string]*os.File) error {
 	if len(found) > 0 {
 		return set.Leave()
 	}
-	return set.End()
+	return set.ReleaseAll()
 }
 
 // giveUp is the end of a start that came to nothing. What an earlier daemon has mounted
@@ -283,7 +283,7 @@ func (t *transport) giveUp(on *sockets) error {
 	if t.adopted || t.Needed() {
 		return t.keepers.Leave()
 	}
-	return errors.Join(t.keepers.End(), on.remove())
+	return errors.Join(t.keepers.ReleaseAll(), on.remove())
 }
 
 // leave sees to it that readers wait for the next daemon, where any may come,
@@ -294,5 +294,5 @@ func (t *transport) leave(layers *snapshot.Layers, on *sockets) error {
 		t.log.Info("layers need their transport; the keepers stay, and readers wait for the next start")
 		return t.keepers.Leave()
 	}
-	return errors.Join(t.keepers.End(), on.remove())
+	return errors.Join(t.keepers.ReleaseAll(), on.remove())
 }

@@ -29,8 +29,8 @@ func (s *Server) open(m message, o *object) {
 		s.forget(o)
 		return
 	}
-	if s.Keeper != nil {
-		err := o.use(func(fd int) error { return s.Keeper.Keep(label(o.id, o.volume, o.cookie), fd) })
+	if s.Holder != nil {
+		err := o.use(func(fd int) error { return s.Holder.Hold(label(o.id, o.volume, o.cookie), fd) })
 		if err != nil {
 			s.Log.Error("object is not kept", "cookie", o.cookie, "error", err)
 		}

@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 	case len(os.Args) > 3 && os.Args[1] == "anchor":
 		hold.RunAnchor()
 	case len(os.Args) == 3 && os.Args[1] == "keeper":
-		err = hold.Run()
+		err = hold.RunKeeper()
 	case len(os.Args) == 4 && os.Args[1] == "daemon":
 		err = runDaemon(os.Args[2], os.Args[3] == "kept")
 	default:
@@ -91,7 +91,7 @@ func runDaemon(dir string, kept bool) error {
 		if err != nil {
 			return err
 		}
-		o.Keeper = set
+		o.Holder = set
 		if dev = found["device"]; dev != nil {
 			o.Adopted = true
 			for label, f := range found {
@@ -103,7 +103,7 @@ func runDaemon(dir string, kept bool) error {
 			if dev, err = openWhenFree(cache); err != nil {
 				return err
 			}
-			if err := set.KeepFile("device", dev); err != nil {
+			if err := set.HoldFile("device", dev); err != nil {
 				return err
 			}
 		}
@@ -148,8 +148,8 @@ func runDaemon(dir string, kept bool) error {
 	select {}
 }
 
-func openKeepers(dir string, log *slog.Logger) (*hold.Set, map[string]*os.File, error) {
-	return hold.Open(dir, 3, hold.Program{Keeper: []string{"keeper", dir}, Anchor: []string{"anchor", dir}}, log)
+func openKeepers(dir string, log *slog.Logger) (*hold.Holders, map[string]*os.File, error) {
+	return hold.Adopt(dir, 3, hold.Program{Keeper: []string{"keeper", dir}, Anchor: []string{"anchor", dir}}, log)
 }
 
 // holders are the keepers or the anchors of a directory.
@@ -236,7 +236,7 @@ func endVictims(t *testing.T, dir string) {
 		f.Close()
 	}
 	if err == nil {
-		err = set.End()
+		err = set.ReleaseAll()
 	}
 	if err != nil {
 		t.Error(err)

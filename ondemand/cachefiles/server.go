@@ -14,11 +14,11 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 )
 
-// Keeper holds duplicates of descriptors for the daemon after this one. It may
+// Holder holds duplicates of descriptors for the daemon after this one. It may
 // be nil, where nothing outlives the daemon.
-type Keeper interface {
-	Keep(label string, fd int) error
-	Drop(label string) error
+type Holder interface {
+	Hold(label string, fd int) error
+	Release(label string) error
 }
 
 // Kept is a descriptor that an earlier daemon left with its keeper.
@@ -31,7 +31,7 @@ type Kept struct {
 type Options struct {
 	Dir    string // of the cache, as in Config
 	Engine *ondemand.Engine
-	Keeper Keeper
+	Holder Holder
 	Log    *slog.Logger
 	// Adopted says that the device has served an earlier daemon; Kept are the
 	// objects that it had open.
@@ -164,7 +164,7 @@ func (s *Server) early() bool {
 }
 
 // successive reports whether a request that fails now is left for the next daemon.
-func (s *Server) successive() bool { return s.leaving.Load() && s.Keeper != nil }
+func (s *Server) successive() bool { return s.leaving.Load() && s.Holder != nil }
 
 // Drain implements ondemand.Transport.
 func (s *Server) Drain() {
@@ -281,7 +281,7 @@ func (s *Server) letGo(o *object) {
 		st.unbind(o)
 	}
 	if o.kept {
-		if err := s.Keeper.Drop(label(o.id, o.volume, o.cookie)); err != nil {
+		if err := s.Holder.Release(label(o.id, o.volume, o.cookie)); err != nil {
 			s.Log.Error("dropping a kept object", "cookie", o.cookie, "error", err)
 		}
 	}

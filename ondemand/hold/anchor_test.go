@@ -18,7 +18,7 @@ import (
 
 // beDaemon keeps a pipe, anchors it, says so, and waits to be killed.
 func beDaemon(dir string) error {
-	s, found, err := Open(dir, 2, program(dir), slog.New(slog.DiscardHandler))
+	s, found, err := Adopt(dir, 2, program(dir), slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}
@@ -30,7 +30,7 @@ func beDaemon(dir string) error {
 		if _, err := w.WriteString("kept"); err != nil {
 			return err
 		}
-		if err := errors.Join(s.KeepFile("r", r), s.KeepFile("w", w)); err != nil {
+		if err := errors.Join(s.HoldFile("r", r), s.HoldFile("w", w)); err != nil {
 			return err
 		}
 	}
@@ -125,7 +125,7 @@ func TestAnchorOutlivesEverything(t *testing.T) {
 	if s.Anchored() {
 		t.Error("anchored by another's anchor, whose binary may be old")
 	}
-	if err := s.End(); err != nil {
+	if err := s.ReleaseAll(); err != nil {
 		t.Error(err)
 	}
 	// They have let go of everything, and end.
@@ -170,7 +170,7 @@ func TestAnchorsOfADeadStart(t *testing.T) {
 	if all, err := a.list(); err != nil || len(all) != 1 || all[0].generation != 3 {
 		t.Errorf("%+v, %v", all, err)
 	}
-	if err := s.End(); err != nil {
+	if err := s.ReleaseAll(); err != nil {
 		t.Error(err)
 	}
 	if _, err := f.hierarchy.Stat(f.name); !errors.Is(err, os.ErrNotExist) {

@@ -14,36 +14,36 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Keeper is the daemon's end of a living keeper.
-type Keeper struct {
+// keeper is the daemon's end of a keeper process.
+type keeper struct {
 	conn    *net.UnixConn
 	answers chan packet
-	dead    chan struct{} // closed when the keeper has gone
+	dead    chan struct{} // closed when the keeper has ended
 
 	mu sync.Mutex // one command at a time
 }
 
-// ErrNone says that no keeper is there.
-var ErrNone = errors.New("no keeper")
+// errNone says that no keeper listens on a socket.
+var errNone = errors.New("no keeper")
 
-// errDead says that the keeper has gone or does not answer.
+// errDead says that the keeper has ended or does not answer.
 var errDead = errors.New("the keeper is dead")
 
-// Connect finds the keeper that listens on a socket.
-func Connect(socket string) (*Keeper, error) {
+// connect finds the keeper that listens on a socket.
+func connect(socket string) (*keeper, error) {
 	conn, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: socket, Net: "unixpacket"})
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {
-		return nil, ErrNone
+		return nil, errNone
 	}
 	if err != nil {
 		return nil, err
 	}
-	k := &Keeper{conn: conn, answers: make(chan packet), dead: make(chan struct{})}
+	k := &keeper{conn: conn, answers: make(chan packet), dead: make(chan struct{})}
 	go k.read()
 	return k, nil
 }
 
-func (k *Keeper) read() {
+func (k *keeper) read() {
 	defer close(k.dead)
 	for {
 		p, err := receive(k.conn)
@@ -54,16 +54,25 @@ func (k *Keeper) read() {
 		case k.answers <- p:
 		case <-time.After(patience):
 			p.close()
-			return // nobody has asked
+			return // no command waits for it
 		}
 	}
 }
 
-// Dead is closed when the keeper has gone.
-func (k *Keeper) Dead() <-chan struct{} { return k.dead }
+var _ holder = (*keeper)(nil)
 
-// command sends and collects the answers. What it returns is the caller's.
-func (k *Keeper) command(kind byte, label string, fd int) (list []packet, err error) {
+func (k *keeper) alive() bool {
+	select {
+	case <-k.dead:
+		return false
+	default:
+		return true
+	}
+}
+
+// command sends a command and collects its answers. The files in them are the
+// caller's.
+func (k *keeper) command(kind byte, label string, fd int) (list []packet, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	defer func() {
@@ -97,46 +106,32 @@ func (k *Keeper) command(kind byte, label string, fd int) (list []packet, err er
 	}
 }
 
-// Keep has the keeper hold a duplicate of a descriptor under a label, in place
-// of what it held under that.
-func (k *Keeper) Keep(label string, fd int) error {
-	_, err := k.command(cmdKeep, label, fd)
+func (k *keeper) hold(label string, fd int) error {
+	_, err := k.command(cmdHold, label, fd)
 	return err
 }
 
-// Drop has the keeper close what it holds under a label.
-func (k *Keeper) Drop(label string) error {
-	_, err := k.command(cmdDrop, label, -1)
+func (k *keeper) release(label string) error {
+	_, err := k.command(cmdRelease, label, -1)
 	return err
 }
 
-// Held is a duplicate of what a keeper holds under a label.
-type Held struct {
-	Label string
-	File  *os.File
-}
-
-// Take returns duplicates of all that the keeper holds, in the order in which it
-// was given them.
-func (k *Keeper) Take() ([]Held, error) {
-	list, err := k.command(cmdTake, "", -1)
+func (k *keeper) adopt() (all []held, err error) {
+	list, err := k.command(cmdAdopt, "", -1)
 	if err != nil {
 		return nil, err
 	}
-	var held []Held
 	for _, p := range list {
 		if p.file != nil {
-			held = append(held, Held{p.label, p.file})
+			all = append(all, held{p.label, p.file})
 		}
 	}
-	return held, nil
+	return all, nil
 }
 
-// Leave ends the connection; the keeper lives on.
-func (k *Keeper) Leave() error { return k.conn.Close() }
+func (k *keeper) leave() error { return k.conn.Close() }
 
-// End ends the keeper.
-func (k *Keeper) End() error {
+func (k *keeper) end() error {
 	_, err := k.command(cmdEnd, "", -1)
 	if err == nil {
 		<-k.dead
@@ -144,9 +139,9 @@ func (k *Keeper) End() error {
 	return errors.Join(err, k.conn.Close())
 }
 
-// Start starts a keeper that holds nothing yet and listens on socket. Args is
-// the command line of this binary that leads to Run.
-func Start(socket string, args ...string) (*Keeper, error) {
+// startKeeper starts a keeper that holds nothing yet and listens on socket. Args is
+// the command line of this binary that leads to RunKeeper.
+func startKeeper(socket string, args ...string) (*keeper, error) {
 	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
@@ -172,14 +167,14 @@ func Start(socket string, args ...string) (*Keeper, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start keeper: %w", err)
 	}
-	// Where it is allowed, the kernel's killer of memory hogs passes it by.
+	// Where the daemon may, it has the OOM killer choose other processes first.
 	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", cmd.Process.Pid), []byte("-999"), 0)
 	go func() { _ = cmd.Wait() }() // no zombie while we live
-	return Connect(socket)
+	return connect(socket)
 }
 
-// listen makes a socket that only its owner can use. The umask stays as it is: it is
-// the whole process's, which makes other files at the same time. bind(2) gives the
+// listen makes a socket that only its owner can use. It does not change the umask,
+// which belongs to the whole process and to files that others make at the same time. bind(2) gives the
 // file the mode of the socket's own inode (net/unix/af_unix.c, unix_bind_bsd).
 func listen(path string) (*net.UnixListener, error) {
 	c := net.ListenConfig{Control: func(_, _ string, conn syscall.RawConn) (err error) {

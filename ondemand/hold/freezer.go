@@ -14,11 +14,11 @@ import (
 
 // freezer is a group of processes that are frozen for good: a cgroup of the
 // version 1 freezer (Documentation/admin-guide/cgroup-v1/freezer-subsystem.rst).
-// A process in it runs no instruction more, not even to die: SIGKILL waits until
-// it is let out (kernel/freezer.c, __refrigerator; the freezer of version 2 lets
-// killed processes out).
+// A process in it does not run, not even to die: SIGKILL takes effect when the
+// process leaves the cgroup (kernel/freezer.c, __refrigerator). The freezer of
+// version 2 thaws a process that is killed.
 type freezer struct {
-	hierarchy *os.Root // its mount is nobody else's, and ends with it
+	hierarchy *os.Root // of a mount that is at no path, and ends with it
 	name      string
 }
 
@@ -26,9 +26,9 @@ type freezer struct {
 // (include/uapi/linux/nsfs.h, PID_NS_INIT_INO).
 const initialPIDNamespace = "pid:[4026531836]"
 
-// openFreezer is the freezer of a directory, which is made when a process is
-// added. Directories are told apart by device and inode, since the hierarchy is
-// the machine's.
+// openFreezer returns the freezer of a directory; its cgroup is made when a process
+// is added. The cgroup's name has the directory's device and inode, since the whole
+// machine has one hierarchy.
 func openFreezer(dir string) (*freezer, error) {
 	ns, err := os.Readlink("/proc/self/ns/pid")
 	if err != nil {
@@ -107,8 +107,8 @@ func (f *freezer) add(pid int) error {
 	return fmt.Errorf("process %d does not freeze", pid)
 }
 
-// kill ends a process: it is let out after the signal, and runs no instruction of
-// its own.
+// kill ends a process: it leaves the cgroup after it got the signal, and so runs no
+// instruction of its own.
 func (f *freezer) kill(pid int) error {
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 		return os.NewSyscallError("kill", err)

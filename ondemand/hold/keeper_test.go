@@ -23,12 +23,12 @@ func program(dir string) Program {
 	return Program{Keeper: []string{"keeper", dir}, Anchor: []string{"anchor", dir}}
 }
 
-// TestMain lets the test binary be the keeper that Start starts, and others.
+// TestMain lets the test binary be the keeper that startKeeper starts, and others.
 func TestMain(m *testing.M) {
 	var err error
 	switch {
 	case len(os.Args) > 1 && os.Args[1] == "keeper":
-		err = Run()
+		err = RunKeeper()
 	case len(os.Args) > 1 && os.Args[1] == "anchor":
 		RunAnchor()
 	case len(os.Args) > 2 && os.Args[1] == "daemon":
@@ -53,18 +53,18 @@ func pipe(t *testing.T) (r, w *os.File) {
 	return r, w
 }
 
-func open(t *testing.T, dir string) (*Set, map[string]*os.File) {
+func open(t *testing.T, dir string) (*Holders, map[string]*os.File) {
 	t.Helper()
-	s, found, err := Open(dir, 2, program(dir), slog.New(slog.DiscardHandler))
+	s, found, err := Adopt(dir, 2, program(dir), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return s, found
 }
 
-func keep(t *testing.T, s *Set, label string, f *os.File) {
+func keep(t *testing.T, s *Holders, label string, f *os.File) {
 	t.Helper()
-	if err := s.Keep(label, int(f.Fd())); err != nil {
+	if err := s.Hold(label, int(f.Fd())); err != nil {
 		t.Fatal(err)
 	}
 	f.Close()
@@ -96,7 +96,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 
 func TestSuccessorGetsWhatWasKept(t *testing.T) {
 	dir := t.TempDir()
-	if _, err := Connect(filepath.Join(dir, "keeper0.sock")); !errors.Is(err, ErrNone) {
+	if _, err := connect(filepath.Join(dir, "keeper0.sock")); !errors.Is(err, errNone) {
 		t.Fatalf("no keeper: %v", err)
 	}
 	first, found := open(t, dir)
@@ -111,7 +111,7 @@ func TestSuccessorGetsWhatWasKept(t *testing.T) {
 	keep(t, first, "r", r)
 	keep(t, first, `w "with" spaces`, w)
 	keep(t, first, "other", other)
-	if err := errors.Join(first.Drop("other"), first.Drop("never kept"), first.Leave()); err != nil {
+	if err := errors.Join(first.Release("other"), first.Release("never kept"), first.Leave()); err != nil {
 		t.Error(err)
 	}
 
@@ -126,7 +126,7 @@ func TestSuccessorGetsWhatWasKept(t *testing.T) {
 	if _, err := found["r"].Read(b); err != nil || string(b) != "kept" {
 		t.Errorf("%q, %v", b, err)
 	}
-	if err := second.End(); err != nil {
+	if err := second.ReleaseAll(); err != nil {
 		t.Error(err)
 	}
 	if pids := processes(t, dir); len(pids) != 0 {
@@ -155,7 +155,7 @@ func TestDeadKeeperIsReplaced(t *testing.T) {
 		}
 		eventually(t, "two keepers, another one", func() bool {
 			now := processes(t, dir)
-			return len(now) == 2 && now[0] != pids[0] && now[1] != pids[0] && s.Alive() == 2
+			return len(now) == 2 && now[0] != pids[0] && now[1] != pids[0] && s.Keepers() == 2
 		})
 	}
 	if err := s.Leave(); err != nil {
@@ -163,15 +163,15 @@ func TestDeadKeeperIsReplaced(t *testing.T) {
 	}
 	// Each by itself holds all.
 	for i := range 2 {
-		k, err := Connect(filepath.Join(dir, "keeper"+strconv.Itoa(i)+".sock"))
+		k, err := connect(filepath.Join(dir, "keeper"+strconv.Itoa(i)+".sock"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		held, err := k.Take()
+		held, err := k.adopt()
 		if err != nil || len(held) != 2 {
 			t.Errorf("keeper %d: %v, %v", i, held, err)
 		}
-		if err := k.End(); err != nil {
+		if err := k.end(); err != nil {
 			t.Error(err)
 		}
 	}
@@ -198,7 +198,7 @@ func TestMissingKeeperIsTriedAgain(t *testing.T) {
 		return slices.Contains(s.keepers, nil)
 	}
 	eventually(t, "a failed start", missing)
-	if n := s.Alive(); n != 1 {
+	if n := s.Keepers(); n != 1 {
 		t.Errorf("%d keepers are alive, of 2 one is missing", n)
 	}
 	keep(t, s, "w", w)
@@ -207,20 +207,20 @@ func TestMissingKeeperIsTriedAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "a new keeper", func() bool { return s.Alive() == 2 })
+	eventually(t, "a new keeper", func() bool { return s.Keepers() == 2 })
 	for i := range 2 {
 		s.mu.Lock()
 		k := s.keepers[i]
 		s.mu.Unlock()
-		held, err := k.Take()
+		held, err := k.adopt()
 		if err != nil || len(held) != 2 {
 			t.Errorf("keeper %d holds %v, %v", i, held, err)
 		}
 		for _, h := range held {
-			h.File.Close()
+			h.file.Close()
 		}
 	}
-	if err := s.End(); err != nil {
+	if err := s.ReleaseAll(); err != nil {
 		t.Error(err)
 	}
 }
@@ -233,13 +233,13 @@ func TestLeaveWhileAKeeperIsMissing(t *testing.T) {
 		t.Fatal(err)
 	}
 	s, _ := open(t, dir)
-	if n := s.Alive(); n != 1 {
+	if n := s.Keepers(); n != 1 {
 		t.Errorf("%d keepers are alive, of 2 one is missing", n)
 	}
 	if err := os.Remove(filepath.Join(socket, "something")); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.End(); err != nil {
+	if err := s.ReleaseAll(); err != nil {
 		t.Error(err)
 	}
 }
@@ -310,10 +310,10 @@ func TestManyDescriptors(t *testing.T) {
 	for _, f := range found {
 		f.Close()
 	}
-	if err := s.Keep(strings.Repeat("x", maxLabel+1), 0); err == nil {
+	if err := s.Hold(strings.Repeat("x", maxLabel+1), 0); err == nil {
 		t.Error("a label of any length was taken")
 	}
-	if err := s.End(); err != nil {
+	if err := s.ReleaseAll(); err != nil {
 		t.Error(err)
 	}
 }
@@ -333,7 +333,7 @@ func TestSystemd(t *testing.T) {
 		t.Errorf("found %v", found)
 	}
 	r, w := pipe(t)
-	t.Cleanup(func() { _ = s.End() })
+	t.Cleanup(func() { _ = s.ReleaseAll() })
 	keep(t, s, "fanotify group", w)
 	keep(t, s, "too:odd", r) // keepers take it
 	message := func() (string, int) {
@@ -359,7 +359,7 @@ func TestSystemd(t *testing.T) {
 			t.Errorf("%q with %d bytes of descriptors, want %q", text, n, want.text)
 		}
 	}
-	if err := s.End(); err != nil {
+	if err := s.ReleaseAll(); err != nil {
 		t.Error(err)
 	}
 	if text, _ := message(); text != "FDSTOREREMOVE=1\nFDNAME=fanotify group" {
@@ -397,7 +397,7 @@ func TestSystemdGivesBack(t *testing.T) {
 
 // readKept prints what a kept pipe holds, and ends the keepers it has started.
 func readKept(dir string) error {
-	s, found, err := Open(dir, 2, program(dir), slog.New(slog.DiscardHandler))
+	s, found, err := Adopt(dir, 2, program(dir), slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}
@@ -408,5 +408,5 @@ func readKept(dir string) error {
 		}
 		os.Stdout.Write(b)
 	}
-	return s.End()
+	return s.ReleaseAll()
 }

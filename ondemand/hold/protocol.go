@@ -10,14 +10,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A packet is a command, its label, and at most one descriptor. Each command is
-// answered by one packet, but for a take, which is answered by one packet for
-// each descriptor and one at the end.
+// A packet between daemon and keeper is a command, its label, and at most one
+// descriptor. Each command is answered by one packet, except cmdAdopt, which is
+// answered by one packet for each descriptor and one at the end.
 const (
-	cmdKeep = 'k' // label and descriptor
-	cmdDrop = 'd' // label
-	cmdTake = 't'
-	cmdEnd  = 'e' // the keeper ends
+	cmdHold    = 'k' // label and descriptor
+	cmdRelease = 'd' // label
+	cmdAdopt   = 't'
+	cmdEnd     = 'e' // the keeper ends
 
 	ansHeld = 'h' // label and descriptor
 	ansDone = 'o'
@@ -74,7 +74,7 @@ func receive(conn *net.UnixConn) (p packet, err error) {
 				return p, err
 			}
 			for _, fd := range fds {
-				p.file = os.NewFile(uintptr(fd), "kept")
+				p.file = os.NewFile(uintptr(fd), "held")
 			}
 		}
 	}

@@ -6,27 +6,27 @@ import (
 )
 
 // complete starts the keepers that are missing. One that cannot be started is tried
-// again later, if there is another.
-func (s *Set) complete() error {
+// again later if there is another keeper.
+func (h *Holders) complete() error {
 	var errs []error
-	for i, k := range s.keepers {
+	for i, k := range h.keepers {
 		if k == nil {
 			var err error
-			if s.keepers[i], err = s.start(i); err != nil {
+			if h.keepers[i], err = h.start(i); err != nil {
 				errs = append(errs, err)
 			}
-		} else if err := s.fill(k); err != nil {
+		} else if err := h.fill(k); err != nil {
 			return err
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
-		if len(errs) == len(s.keepers) {
+		if len(errs) == len(h.keepers) {
 			return err
 		}
-		s.log.Error("a keeper is missing, which is tried again", "error", err)
+		h.log.Error("a keeper could not be started; starting it is tried again", "error", err)
 	}
-	for i := range s.keepers {
-		s.watch.Go(func() { s.replace(i) })
+	for i := range h.keepers {
+		h.watch.Go(func() { h.replace(i) })
 	}
 	return nil
 }
@@ -37,16 +37,16 @@ const (
 	minRetry, maxRetry = 100 * time.Millisecond, 10 * time.Second
 )
 
-// replace starts another keeper for each that dies, and for one that is missing.
-func (s *Set) replace(i int) {
+// replace starts another keeper when one dies, and one that is missing.
+func (h *Holders) replace(i int) {
 	for wait := minRetry; ; {
-		s.mu.Lock()
-		k := s.keepers[i]
-		s.mu.Unlock()
+		h.mu.Lock()
+		k := h.keepers[i]
+		h.mu.Unlock()
 		if k != nil {
-			<-k.Dead()
+			<-k.dead
 		}
-		err := s.renew(i)
+		err := h.renew(i)
 		if errors.Is(err, errLeaving) {
 			return
 		}
@@ -54,10 +54,10 @@ func (s *Set) replace(i int) {
 			wait = minRetry
 			continue
 		}
-		s.log.Error("a keeper is missing: one more death could let go of what it holds", "error", err, "again in", wait)
+		h.log.Error("a keeper could not be started: fewer processes hold the descriptors than should", "error", err, "again in", wait)
 		select {
 		case <-time.After(wait):
-		case <-s.left:
+		case <-h.left:
 			return
 		}
 		wait = min(2*wait, maxRetry)
@@ -67,16 +67,39 @@ func (s *Set) replace(i int) {
 var errLeaving = errors.New("leaving")
 
 // renew starts a keeper in the place of one that has died.
-func (s *Set) renew(i int) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.leaving {
+func (h *Holders) renew(i int) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.leaving {
 		return errLeaving
 	}
-	if s.keepers[i] != nil {
-		s.log.Warn("a keeper has died; starting another", "socket", s.socket(i))
+	if h.keepers[i] != nil {
+		h.log.Warn("a keeper has died; starting another", "socket", h.socket(i))
 	}
-	next, err := s.start(i)
-	s.keepers[i] = next // nil after an error
+	next, err := h.start(i)
+	h.keepers[i] = next // nil after an error
 	return err
+}
+
+// start starts a keeper that holds what is held.
+func (h *Holders) start(i int) (*keeper, error) {
+	k, err := startKeeper(h.socket(i), h.program.Keeper...)
+	if err != nil {
+		return nil, err
+	}
+	if err := h.fill(k); err != nil {
+		return nil, errors.Join(err, k.end())
+	}
+	return k, nil
+}
+
+// fill gives a keeper all that is held, in order: if the daemon dies meanwhile, the
+// keeper has what was held first.
+func (h *Holders) fill(k *keeper) error {
+	for _, own := range h.own {
+		if err := k.hold(own.label, own.thing); err != nil {
+			return err
+		}
+	}
+	return nil
 }

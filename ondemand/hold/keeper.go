@@ -13,12 +13,12 @@ import (
 // ones.
 const listenerFD = 3
 
-// Run is the keeper's life. It returns when it is told to end.
-func Run() error {
+// RunKeeper is a keeper's life. It returns when the daemon ends it.
+func RunKeeper() error {
 	f := os.NewFile(listenerFD, "listener")
 	listener, err := net.FileListener(f)
 	if err != nil {
-		return fmt.Errorf("keeper: started by hand? %w", err)
+		return fmt.Errorf("a keeper is started by the daemon only: %w", err)
 	}
 	f.Close()
 	p := &process{end: make(chan struct{})}
@@ -48,7 +48,8 @@ type process struct {
 	once sync.Once
 }
 
-// serve answers one connection until it ends. Its end tells the daemon of ours.
+// serve answers one connection. When the keeper dies the connection ends, which tells
+// the daemon.
 func (p *process) serve(conn *net.UnixConn) {
 	defer conn.Close()
 	for {
@@ -66,7 +67,7 @@ func (p *process) answer(conn *net.UnixConn, m packet) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch m.kind {
-	case cmdKeep:
+	case cmdHold:
 		if m.file == nil || len(p.held) >= maxHeld {
 			m.close()
 			return send(conn, ansFull, "", -1)
@@ -75,18 +76,18 @@ func (p *process) answer(conn *net.UnixConn, m packet) error {
 			old.Close()
 		}
 		return send(conn, ansDone, "", -1)
-	case cmdDrop:
-		if old, ok := p.held.take(m.label); ok {
+	case cmdRelease:
+		if old, ok := p.held.remove(m.label); ok {
 			old.Close()
 		}
-	case cmdTake:
+	case cmdAdopt:
 		for _, h := range p.held {
 			if err := descriptor.Use(h.thing, func(fd int) error { return send(conn, ansHeld, h.label, fd) }); err != nil {
 				return err
 			}
 		}
 	case cmdEnd:
-		// Behind the answer: the process ends with it.
+		// After the answer is sent.
 		defer p.once.Do(func() { close(p.end) })
 	}
 	m.close()
