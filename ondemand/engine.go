@@ -106,14 +106,14 @@ type BlobConfig struct {
 	// Group is what the blob shares a budget of fetches with: all that fails or
 	// is slow together, as the registry's host.
 	Group string
-	// Store, where it is not nil, takes the bytes in place of the file at Path.
+	// Backing, where it is not nil, takes the bytes in place of the file at Path.
 	// The blob closes it.
-	Store Store
+	Backing Backing
 }
 
 func (c BlobConfig) spans() int64 { return (c.Size + c.SpanSize - 1) / c.SpanSize }
 
-// Open opens a blob and its store. A cache file is made where it is missing,
+// Open opens a blob and its backing. A cache file is made where it is missing,
 // and is open for reading and writing until Close: a transport that marks it
 // does so after Open, so that our own writes go unmarked. A file that is there
 // and cannot be the blob's is a ForeignFileError.
@@ -122,28 +122,28 @@ func (e *Engine) Open(c BlobConfig) (*Blob, error) {
 		return nil, fmt.Errorf("blob %s: %d bytes in spans of %d", c.Key, c.Size, c.SpanSize)
 	}
 	if err := e.reserve(c.Key); err != nil {
-		if c.Store != nil {
-			err = errors.Join(err, c.Store.Close())
+		if c.Backing != nil {
+			err = errors.Join(err, c.Backing.Close())
 		}
 		return nil, err
 	}
-	if c.Store == nil {
-		store, err := openFile(e.disk, c, e.opts.BootID)
+	if c.Backing == nil {
+		backing, err := openFile(e.disk, c, e.opts.BootID)
 		if err != nil {
 			e.free(c.Key)
 			return nil, fmt.Errorf("open blob %s: %w", c.Key, err)
 		}
-		c.Store = store
+		c.Backing = backing
 	}
 	b := &Blob{
 		key: c.Key, path: c.Path, size: c.Size, spanSize: c.SpanSize,
 		spans: c.spans(), source: c.Source, group: c.Group,
-		engine: e, store: c.Store, pending: map[int64]*pending{},
+		engine: e, backing: c.Backing, pending: map[int64]*pending{},
 		completed: make(chan struct{}),
 	}
 	b.Refresh()
-	if store, ok := c.Store.(*fileStore); ok && b.Complete() && store.allDurable() {
-		b.durable.Store(store.name() == nil) // else Sync says why
+	if file, ok := c.Backing.(*fileBacking); ok && b.Complete() && file.allDurable() {
+		b.durable.Store(file.name() == nil) // else Sync says why
 	}
 	e.set(c.Key, b)
 	return b, nil

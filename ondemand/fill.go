@@ -70,7 +70,7 @@ func (b *Blob) join(first, last int64, urgent bool) ([]*pending, error) {
 		if b.closed {
 			return nil, ErrClosed // and Close ends what we wait for
 		}
-		if b.store.Has(span) {
+		if b.backing.Has(span) {
 			span++
 			continue
 		}
@@ -135,7 +135,7 @@ func (b *Blob) start(first, last, from, to int64, urgent bool) *pending {
 }
 
 // taken reports whether a span is filled or in flight.
-func (b *Blob) taken(span int64) bool { return b.pending[span] != nil || b.store.Has(span) }
+func (b *Blob) taken(span int64) bool { return b.pending[span] != nil || b.backing.Has(span) }
 
 // fly fetches and answers every span of the flight.
 func (b *Blob) fly(ctx context.Context, f *flight) {
@@ -146,7 +146,7 @@ func (b *Blob) fly(ctx context.Context, f *flight) {
 		err = b.fetch(ctx, f)
 	}
 	f.turn.done()
-	if b.settle(f, err) {
+	if b.finish(f, err) {
 		b.engine.failed.Add(1)
 	}
 }
@@ -174,17 +174,17 @@ func (b *Blob) write(span int64, data []byte) error {
 	if int64(len(data)) != min(b.spanSize, b.size-off) {
 		return fmt.Errorf("source brought %d bytes for span %d", len(data), span)
 	}
-	if err := b.store.Put(span, data); err != nil {
+	if err := b.backing.Put(span, data); err != nil {
 		return err
 	}
 	b.Refresh()
 	return nil
 }
 
-// settle answers those who wait for spans of a flight that were not brought, and
+// finish answers those who wait for spans of a flight that were not brought, and
 // reports whether that is a failure. It is one step: nobody joins what has
 // failed.
-func (b *Blob) settle(f *flight, err error) (failed bool) {
+func (b *Blob) finish(f *flight, err error) (failed bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {

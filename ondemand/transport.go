@@ -25,9 +25,9 @@ var ErrBusy = errors.New("its file system is still in use")
 type Transport interface {
 	// Name is the transport's name in configuration and logs.
 	Name() string
-	// Store makes the store that a blob on this transport must have, or nil
+	// Backing makes the backing that a blob on this transport must have, or nil
 	// where that is a file.
-	Store(key Key, size, spanSize int64) (Store, error)
+	Backing(key Key, size, spanSize int64) (Backing, error)
 	// Attach makes the kernel ask for the blob's holes from now on. It is
 	// called before Mount, and for a blob whose mount has outlived an earlier
 	// daemon. The bootstrap is a complete file with the metadata of the file

@@ -137,14 +137,14 @@ func (l *Layers) open(layer *Layer, f *files) error {
 		return err
 	}
 	source := &layerSource{state: f.layerState, store: own, client: l.Client}
-	store, err := l.Transport.Store(f.key(), f.BlobSize, f.SpanSize)
+	backing, err := l.Transport.Backing(f.key(), f.BlobSize, f.SpanSize)
 	if err != nil {
 		return err
 	}
-	fresh := store == nil && regular(f.path("blob")) != nil
+	fresh := backing == nil && regular(f.path("blob")) != nil
 	config := ondemand.BlobConfig{
 		Key: f.key(), Path: f.path("blob"), Size: f.BlobSize, SpanSize: f.SpanSize,
-		Source: source, Group: registryOf(f.Ref), Store: store,
+		Source: source, Group: registryOf(f.Ref), Backing: backing,
 	}
 	blob, err := l.Engine.Open(config)
 	var foreign *ondemand.ForeignFileError

@@ -14,7 +14,7 @@
 //	codec.go   the messages of both dialects, pure
 //	device.go  the system calls: set up, poll, read, complete
 //	object.go  one OPEN: a descriptor, its writes and its scan
-//	store.go   a blob's bytes in the cache: what the engine fills
+//	backing.go   a blob's bytes in the cache: what the engine fills
 //	server.go  the transport, and whose objects are whose
 //	loop.go    one reader of requests
 //	answer.go  a goroutine for each request

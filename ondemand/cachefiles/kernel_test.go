@@ -219,11 +219,11 @@ func (n *node) attach(name string, im *image) *mounted {
 		n.t.Fatal(err)
 	}
 	key := ondemand.Key{Volume: "test", Cookie: name}
-	st, err := n.server.Store(key, int64(len(im.data)), testSpan)
+	st, err := n.server.Backing(key, int64(len(im.data)), testSpan)
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	m.blob, err = n.engine.Open(ondemand.BlobConfig{Key: key, Size: int64(len(im.data)), SpanSize: testSpan, Source: m.source, Store: st})
+	m.blob, err = n.engine.Open(ondemand.BlobConfig{Key: key, Size: int64(len(im.data)), SpanSize: testSpan, Source: m.source, Backing: st})
 	if err != nil {
 		n.t.Fatal(err)
 	}

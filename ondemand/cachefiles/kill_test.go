@@ -124,11 +124,11 @@ func runDaemon(dir string, kept bool) error {
 			return err
 		}
 		key := ondemand.Key{Volume: "kill", Cookie: filepath.Base(base)}
-		st, err := s.Store(key, info.Size(), testSpan)
+		st, err := s.Backing(key, info.Size(), testSpan)
 		if err != nil {
 			return err
 		}
-		b, err := engine.Open(ondemand.BlobConfig{Key: key, Size: info.Size(), SpanSize: testSpan, Source: slow{base + ".data"}, Store: st})
+		b, err := engine.Open(ondemand.BlobConfig{Key: key, Size: info.Size(), SpanSize: testSpan, Source: slow{base + ".data"}, Backing: st})
 		if err != nil {
 			return err
 		}

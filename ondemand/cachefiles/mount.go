@@ -31,9 +31,9 @@ type bootstrap struct {
 	blob *ondemand.Blob
 }
 
-// Store implements ondemand.Transport.
-func (s *Server) Store(key ondemand.Key, size, spanSize int64) (ondemand.Store, error) {
-	return newStore(key, size, spanSize, func() string { return s.cacheFile(key) })
+// Backing implements ondemand.Transport.
+func (s *Server) Backing(key ondemand.Key, size, spanSize int64) (ondemand.Backing, error) {
+	return newBacking(key, size, spanSize, func() string { return s.cacheFile(key) })
 }
 
 // Attach implements ondemand.Transport.
@@ -52,11 +52,11 @@ func (s *Server) Attach(b *ondemand.Blob, path string) (err error) {
 		return err
 	}
 	key := ondemand.Key{Volume: b.Key().Volume, Cookie: bootstrapCookie(b.Key().Cookie)}
-	st, err := s.Store(key, info.Size(), FileSpan)
+	st, err := s.Backing(key, info.Size(), FileSpan)
 	if err != nil {
 		return err
 	}
-	boot.blob, err = s.Engine.Open(ondemand.BlobConfig{Key: key, Size: info.Size(), SpanSize: FileSpan, Source: NewFile(boot.file, info.Size()), Store: st})
+	boot.blob, err = s.Engine.Open(ondemand.BlobConfig{Key: key, Size: info.Size(), SpanSize: FileSpan, Source: NewFile(boot.file, info.Size()), Backing: st})
 	if err != nil {
 		return err
 	}
@@ -179,7 +179,7 @@ func baseDomain(name string) string {
 // Mount implements ondemand.Transport.
 func (s *Server) Mount(b *ondemand.Blob, _, target string) error {
 	key := b.Key()
-	st := b.Store().(*store)
+	st := b.Backing().(*backing)
 	var err error
 	for n := range maxDomains {
 		f := MountOf(key)

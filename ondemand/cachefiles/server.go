@@ -246,17 +246,17 @@ func (s *Server) lookup(key ondemand.Key) *ondemand.Blob {
 	if b == nil {
 		return nil
 	}
-	if _, ours := b.Store().(*store); !ours {
+	if _, ours := b.Backing().(*backing); !ours {
 		return nil
 	}
 	return b
 }
 
-// bind connects an object with a blob's store.
+// bind connects an object with a blob's backing.
 func (s *Server) bind(o *object, b *ondemand.Blob) error {
-	st := b.Store().(*store)
+	st := b.Backing().(*backing)
 	o.mu.Lock()
-	o.store = st
+	o.backing = st
 	o.mu.Unlock()
 	if err := st.bind(s.ctx, o); err != nil {
 		return err

@@ -254,7 +254,7 @@ func TestWhatTheCacheHoldsIsNotFetched(t *testing.T) {
 	s.push(encodeRead(s.dialect, 1, object, 0, blobSize))
 	s.answered(1, 1)
 	s.push(encodeClose(2, object))
-	eventually(t, "the store is unbound", func() bool { return s.blob.Filled() == 0 })
+	eventually(t, "the backing is unbound", func() bool { return s.blob.Filled() == 0 })
 	before := s.source.spans()
 
 	fd, err := unix.FcntlInt(uintptr(s.files[0]), unix.F_DUPFD, 0)

@@ -58,8 +58,8 @@ func (s *Server) holes() (n int) {
 	return n
 }
 
-// Store implements ondemand.Transport: blobs are files.
-func (s *Server) Store(ondemand.Key, int64, int64) (ondemand.Store, error) { return nil, nil }
+// Backing implements ondemand.Transport: blobs are files.
+func (s *Server) Backing(ondemand.Key, int64, int64) (ondemand.Backing, error) { return nil, nil }
 
 // Serves implements ondemand.Transport: durable blobs are the kernel's own. One that
 // is only complete may have holes again.

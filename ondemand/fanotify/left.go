@@ -52,7 +52,7 @@ type number struct {
 	// to no new event; -1 where it was in use already. It may come free then, and a
 	// new event get it, which waits.
 	held    int
-	settled chan struct{} // closed when the events are answered
+	answered chan struct{} // closed when the events are answered
 	once    sync.Once
 }
 
@@ -64,7 +64,7 @@ func leftovers(j *inflight.Table, log *slog.Logger) (numbers map[int32]*number, 
 	numbers = map[int32]*number{}
 	of := func(fd int32) *number {
 		if numbers[fd] == nil {
-			numbers[fd] = &number{held: -1, settled: make(chan struct{})}
+			numbers[fd] = &number{held: -1, answered: make(chan struct{})}
 		}
 		return numbers[fd]
 	}
@@ -158,17 +158,17 @@ func (s *Server) answerLeft(fd int32, n *number) {
 	if errno != 0 && s.leaving() {
 		return // the successor finds them in the in-flight table
 	}
-	s.settle(fd, n, errno)
+	s.answerAll(fd, n, errno)
 }
 
-// settle answers the events of a number, once.
-func (s *Server) settle(fd int32, n *number, errno unix.Errno) {
+// answerAll answers the events of a number, once.
+func (s *Server) answerAll(fd int32, n *number, errno unix.Errno) {
 	n.once.Do(func() {
 		for _, l := range n.events {
 			s.respond(fd, errno)
 			s.table.Clear(l.slot)
 		}
-		close(n.settled)
+		close(n.answered)
 		n.free()
 	})
 }

@@ -149,7 +149,7 @@ func TestNumberUsedTwice(t *testing.T) {
 	}
 	close(src.gate)
 	expect(t, kernel, answer(number, 0), answer(number, 0))
-	<-s.numbers[number].settled
+	<-s.numbers[number].answered
 	if left := j.Left(); len(left.Slots) != 0 {
 		t.Errorf("slots %v are left", left.Slots)
 	}
@@ -221,8 +221,8 @@ func TestStartWaitsForNobody(t *testing.T) {
 	s.attached[id] = &attached{blob: b}
 	s.Recover()
 	for _, fd := range []int32{900, 901} {
-		<-s.numbers[fd].settled
-		s.numbers[fd].once.Do(func() { t.Error("settled without an answer") }) // returns when it is over
+		<-s.numbers[fd].answered
+		s.numbers[fd].once.Do(func() { t.Error("answered without an answer") }) // returns when it is over
 		if isOpen(int(fd)) {
 			t.Errorf("number %d is kept though it is answered", fd)
 		}

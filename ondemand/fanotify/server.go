@@ -184,7 +184,7 @@ func (s *Server) take(e event) {
 	if err != nil {
 		s.log.Error("read fails with EIO", "error", err, "pid", e.pid)
 		if dead != nil {
-			s.settle(e.fd, dead, unix.EIO)
+			s.answerAll(e.fd, dead, unix.EIO)
 		}
 		s.answer(e, unix.EIO)
 		s.closeFile(e)
@@ -203,11 +203,11 @@ func (s *Server) allow(e event, dead *number, most time.Duration) {
 		late := time.NewTimer(most)
 		defer late.Stop()
 		select {
-		case <-dead.settled:
+		case <-dead.answered:
 		case <-late.C:
 		case <-s.ctx.Done():
 		}
-		s.settle(e.fd, dead, unix.EIO) // unless it is
+		s.answerAll(e.fd, dead, unix.EIO) // unless it is
 	}
 	s.answer(e, 0)
 	s.closeFile(e)
@@ -218,7 +218,7 @@ func (s *Server) allow(e event, dead *number, most time.Duration) {
 func (s *Server) serve(e event, id inode, slot int, dead *number) {
 	if dead != nil {
 		select {
-		case <-dead.settled:
+		case <-dead.answered:
 		case <-s.ctx.Done():
 			return // for the successor, as the dead daemon's
 		}

@@ -68,8 +68,8 @@ func Serve(dev *os.File, j *inflight.Table, o Options) (*Server, error) {
 // Name implements ondemand.Transport.
 func (s *Server) Name() string { return "fuse" }
 
-// Store implements ondemand.Transport: blobs are files.
-func (s *Server) Store(ondemand.Key, int64, int64) (ondemand.Store, error) { return nil, nil }
+// Backing implements ondemand.Transport: blobs are files.
+func (s *Server) Backing(ondemand.Key, int64, int64) (ondemand.Backing, error) { return nil, nil }
 
 // Serves implements ondemand.Transport. A mount of the session's file goes through
 // it for good; that of a loop device until the blob is complete, and durable: else it

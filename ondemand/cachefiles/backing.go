@@ -13,9 +13,9 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 )
 
-// store is a blob's bytes in the kernel's cache: those of the object that is
+// backing is a blob's bytes in the kernel's cache: those of the object that is
 // open for the blob's keys at the moment.
-type store struct {
+type backing struct {
 	*ondemand.Bitmap
 	key            ondemand.Key
 	size, spanSize int64
@@ -27,11 +27,11 @@ type store struct {
 	bound  chan struct{} // closed when there is one, scanned
 }
 
-func newStore(key ondemand.Key, size, spanSize int64, find func() string) (*store, error) {
+func newBacking(key ondemand.Key, size, spanSize int64, find func() string) (*backing, error) {
 	if spanSize%blockSize != 0 {
 		return nil, fmt.Errorf("spans of %d bytes: cachefiles needs a multiple of %d", spanSize, blockSize)
 	}
-	return &store{
+	return &backing{
 		Bitmap: ondemand.NewBitmap((size + spanSize - 1) / spanSize),
 		key:    key, size: size, spanSize: spanSize, find: find, bound: make(chan struct{}),
 	}, nil
@@ -40,8 +40,8 @@ func newStore(key ondemand.Key, size, spanSize int64, find func() string) (*stor
 // errUnbound says that the kernel has no cache file open.
 var errUnbound = errors.New("nothing mounts the layer: the kernel has not opened its cache file")
 
-// bind makes o the store's object and finds out what it holds.
-func (s *store) bind(ctx context.Context, o *object) error {
+// bind makes o the backing's object and finds out what it holds.
+func (s *backing) bind(ctx context.Context, o *object) error {
 	s.mu.Lock()
 	s.object = o
 	s.Clear()
@@ -60,7 +60,7 @@ func (s *store) bind(ctx context.Context, o *object) error {
 }
 
 // scan marks the spans that the cache file holds whole.
-func (s *store) scan(ctx context.Context, o *object) error {
+func (s *backing) scan(ctx context.Context, o *object) error {
 	var filled []int64
 	// The kernel's file is whole blocks; the last span ends with the last one.
 	blocks := (s.size + blockSize - 1) / blockSize * blockSize
@@ -80,7 +80,7 @@ func (s *store) scan(ctx context.Context, o *object) error {
 }
 
 // mark is Set, unless another object has come in o's place.
-func (s *store) mark(o *object, span int64) {
+func (s *backing) mark(o *object, span int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.object == o {
@@ -90,7 +90,7 @@ func (s *store) mark(o *object, span int64) {
 
 // doubt forgets what is filled and scans again: the kernel has asked for spans
 // that count as filled.
-func (s *store) doubt(ctx context.Context, o *object) error {
+func (s *backing) doubt(ctx context.Context, o *object) error {
 	s.mu.Lock()
 	if s.object == o {
 		s.Clear()
@@ -100,7 +100,7 @@ func (s *store) doubt(ctx context.Context, o *object) error {
 }
 
 // unbind ends the use of o.
-func (s *store) unbind(o *object) {
+func (s *backing) unbind(o *object) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.object == o {
@@ -111,7 +111,7 @@ func (s *store) unbind(o *object) {
 }
 
 // waitBound returns when the kernel has opened the object and it is scanned.
-func (s *store) waitBound(ctx context.Context, most time.Duration) error {
+func (s *backing) waitBound(ctx context.Context, most time.Duration) error {
 	s.mu.Lock()
 	bound := s.bound
 	s.mu.Unlock()
@@ -125,8 +125,8 @@ func (s *store) waitBound(ctx context.Context, most time.Duration) error {
 	}
 }
 
-// Put implements ondemand.Store.
-func (s *store) Put(span int64, data []byte) error {
+// Put implements ondemand.Backing.
+func (s *backing) Put(span int64, data []byte) error {
 	s.mu.Lock()
 	o := s.object
 	s.mu.Unlock()
@@ -140,13 +140,13 @@ func (s *store) Put(span int64, data []byte) error {
 	return nil
 }
 
-// Sync implements ondemand.Store: writes are direct I/O, see the package's
+// Sync implements ondemand.Backing: writes are direct I/O, see the package's
 // comment.
-func (s *store) Sync() error { return nil }
+func (s *backing) Sync() error { return nil }
 
-// Allocated implements ondemand.Store. A cache file has no name until the kernel
+// Allocated implements ondemand.Backing. A cache file has no name until the kernel
 // commits it, some time after its first mount; until then what is filled counts.
-func (s *store) Allocated() (int64, error) {
+func (s *backing) Allocated() (int64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for range 2 { // it may have been culled, and be elsewhere by now
@@ -165,11 +165,11 @@ func (s *store) Allocated() (int64, error) {
 	return s.Count() * s.spanSize, nil
 }
 
-// Close implements ondemand.Store: the cache file stays.
-func (s *store) Close() error { return nil }
+// Close implements ondemand.Backing: the cache file stays.
+func (s *backing) Close() error { return nil }
 
 // covers reports whether every span of a range counts as filled.
-func (s *store) covers(off, n int64) bool {
+func (s *backing) covers(off, n int64) bool {
 	end := min(off+n, s.size)
 	for span := off / s.spanSize; span*s.spanSize < end; span++ {
 		if !s.Has(span) {

@@ -10,12 +10,12 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/internal/fault"
 )
 
-// Store is where a blob's bytes are kept, and knows which of its spans are
+// Backing is where a blob's bytes are kept, and knows which of its spans are
 // there. A transport whose kernel side has a place of its own brings its own
-// store; otherwise it is a file with records beside it.
+// backing; otherwise it is a file with records beside it.
 //
 // All methods may be called concurrently, but Sync one at a time, and Close last.
-type Store interface {
+type Backing interface {
 	// Has reports whether a span can be read. It does not block.
 	Has(span int64) bool
 	// Put writes a span's bytes, which it does not keep; then Has is true.
@@ -27,14 +27,14 @@ type Store interface {
 	// Sync makes what was put survive a loss of power. Only with a LostError has
 	// it made holes of spans.
 	Sync() error
-	// Allocated is how many bytes of disk the store takes.
+	// Allocated is how many bytes of disk the backing takes.
 	Allocated() (int64, error)
-	// Close ends the use of the store, which stays.
+	// Close ends the use of the backing, which stays.
 	Close() error
 }
 
-// fileStore is a sparse file at a path.
-type fileStore struct {
+// fileBacking is a sparse file at a path.
+type fileBacking struct {
 	path     string
 	file     file
 	spanSize int64
@@ -54,7 +54,7 @@ func (e *ForeignFileError) Error() string {
 }
 
 // openFile opens a blob's file and records.
-func openFile(d disk, c BlobConfig, bootID string) (_ *fileStore, err error) {
+func openFile(d disk, c BlobConfig, bootID string) (_ *fileBacking, err error) {
 	f, err := d.open(c.Path)
 	if err != nil {
 		return nil, err
@@ -88,7 +88,7 @@ func openFile(d disk, c BlobConfig, bootID string) (_ *fileStore, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return &fileStore{c.Path, f, c.SpanSize, r}, nil
+	return &fileBacking{c.Path, f, c.SpanSize, r}, nil
 }
 
 // forget removes the records of a file that has no bytes, before it gets its
@@ -108,9 +108,9 @@ func forget(d disk, path string) error {
 	return d.syncDir(path)
 }
 
-// Put implements Store. It writes again where the disk has lost spans between the
+// Put implements Backing. It writes again where the disk has lost spans between the
 // bytes and the bit.
-func (s *fileStore) Put(span int64, data []byte) error {
+func (s *fileBacking) Put(span int64, data []byte) error {
 	for {
 		mark := s.mark()
 		if s.Has(span) {
@@ -126,15 +126,15 @@ func (s *fileStore) Put(span int64, data []byte) error {
 	}
 }
 
-// Sync implements Store.
-func (s *fileStore) Sync() error { return s.sync(s.file) }
+// Sync implements Backing.
+func (s *fileBacking) Sync() error { return s.sync(s.file) }
 
 // check returns a LostError where the kernel has failed to write by itself. It
 // comes neither with Sync nor with another check at the same time.
-func (s *fileStore) check() error { return s.record.check(s.file) }
+func (s *fileBacking) check() error { return s.record.check(s.file) }
 
-// Allocated implements Store.
-func (s *fileStore) Allocated() (n int64, err error) {
+// Allocated implements Backing.
+func (s *fileBacking) Allocated() (n int64, err error) {
 	for _, name := range []string{"", runningName, durableName} {
 		var st unix.Stat_t
 		err := unix.Stat(s.path+name, &st)
@@ -149,7 +149,7 @@ func (s *fileStore) Allocated() (n int64, err error) {
 	return n, nil
 }
 
-// Close implements Store. It does not sync: see the package's comment.
-func (s *fileStore) Close() error {
+// Close implements Backing. It does not sync: see the package's comment.
+func (s *fileBacking) Close() error {
 	return errors.Join(s.record.check(s.file), s.record.file.Close(), s.file.Close())
 }
