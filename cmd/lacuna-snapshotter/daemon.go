@@ -78,7 +78,7 @@ func run(ctx context.Context, c *config.Config) error {
 	}
 	layers, err := snapshot.OpenLayers(snapshot.LayersConfig{
 		Root: c.Root, Client: client, Store: store, Engine: engine,
-		Transport: transport, Adopted: transport.adopted,
+		Transport: transport.Transport, Adopted: transport.adopted,
 		Settle: snapshot.Settle{Enabled: c.Settle.Enabled, Quiet: c.Settle.Quiet.Duration, Rate: int64(c.Settle.Rate)},
 		Cache:  snapshot.Cache{MaxBytes: int64(c.Cache.MaxBytes), Every: c.Cache.Every.Duration},
 		Log:    log,

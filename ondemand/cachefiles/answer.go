@@ -12,7 +12,7 @@ import (
 func (s *Server) open(m message, o *object) {
 	defer close(o.opened)
 	b := s.find(m)
-	if b == nil && s.early() && s.successive() {
+	if b == nil && s.Early() && s.Leaving() {
 		return // restored for the successor, as when it was read of a dead daemon
 	}
 	if b == nil {
@@ -45,7 +45,7 @@ func (s *Server) open(m message, o *object) {
 func (s *Server) fill(m message, o *object) bool {
 	select {
 	case <-o.opened:
-	case <-s.ctx.Done():
+	case <-s.Context().Done():
 		return false
 	}
 	st := o.bound()
@@ -54,16 +54,16 @@ func (s *Server) fill(m message, o *object) bool {
 		b = s.lookup(st.key)
 	}
 	if b == nil {
-		ondemand.LogFailure(s.Log, s.successive(), errors.New("its layer is not attached"), "request", m)
+		s.LogFailure(errors.New("its layer is not attached"), "request", m)
 		return false
 	}
 	if st.covers(m.off, m.n) {
-		if err := st.doubt(s.ctx, o); err != nil {
+		if err := st.doubt(s.Context(), o); err != nil {
 			s.Log.Error("looking at a cache file", "cookie", o.cookie, "error", err)
 		}
 	}
-	if err := b.Fill(s.ctx, m.off, m.n); err != nil {
-		ondemand.LogFailure(s.Log, s.successive(), err)
+	if err := b.Fill(s.Context(), m.off, m.n); err != nil {
+		s.LogFailure(err)
 		return false
 	}
 	return true

@@ -36,7 +36,7 @@ func (s *Server) read() {
 		case errors.Is(err, unix.EBADF), errors.Is(err, unix.EFAULT), errors.Is(err, unix.EINVAL):
 			// What we ask is wrong, and stays so.
 			s.Log.Error("reading cachefiles requests", "error", err)
-			s.failed <- err
+			s.Fail(err)
 			return
 		default:
 			pace.Failed(err)
@@ -77,7 +77,7 @@ func (s *Server) take(b []byte) {
 	switch m.op {
 	case opOpen:
 		o := s.register(m)
-		s.goDo(func() { s.open(m, o) })
+		s.Go(func() { s.open(m, o) })
 	case opClose:
 		s.mu.Lock()
 		o := s.objects[m.object]
@@ -85,7 +85,7 @@ func (s *Server) take(b []byte) {
 		s.mu.Unlock()
 		if o != nil {
 			close(o.gone)
-			s.goDo(func() {
+			s.Go(func() {
 				<-o.opened // whose answer may be making a duplicate
 				s.letGo(o)
 			})
@@ -109,10 +109,10 @@ func (s *Server) take(b []byte) {
 			}
 			return
 		}
-		s.goDo(func() {
+		s.Go(func() {
 			filled := s.fill(m, o)
 			s.done(r)
-			if filled || !s.successive() {
+			if filled || !s.Leaving() {
 				s.complete(m, o)
 			} // else it is restored for the successor
 		})

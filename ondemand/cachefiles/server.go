@@ -1,7 +1,6 @@
 package cachefiles
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -45,19 +44,14 @@ type Server struct {
 	kernel  kernel
 	dialect Dialect // the reader's alone
 
-	ctx    context.Context // of all fills; ends with Close
-	cancel context.CancelFunc
-	loop   chan struct{} // closed when no more requests are read
-	failed chan error
-	cull   chan struct{} // the kernel asks for culling
-	work   sync.WaitGroup
+	loop chan struct{} // closed when no more requests are read
+	cull chan struct{} // the kernel asks for culling
+	*ondemand.Requests
 
 	seen func(message) // for tests: every request, in order
 
-	stopping  sync.Once
-	stopped   atomic.Bool
-	leaving   atomic.Bool
-	recovered chan struct{} // closed by Recover
+	stopping sync.Once
+	stopped  atomic.Bool
 
 	mu         sync.Mutex
 	objects    map[uint32]*object
@@ -92,10 +86,9 @@ func serve(k kernel, o Options) *Server {
 }
 
 func newServer(k kernel, o Options) *Server {
-	ctx, cancel := context.WithCancel(context.Background())
 	return &Server{
-		Options: o, kernel: k, ctx: ctx, cancel: cancel,
-		loop: make(chan struct{}), failed: make(chan error, 1), cull: make(chan struct{}, 1), recovered: make(chan struct{}),
+		Options: o, kernel: k, Requests: ondemand.NewRequests(o.Log, o.Holder != nil),
+		loop: make(chan struct{}), cull: make(chan struct{}, 1),
 		objects: map[uint32]*object{}, reading: map[request]bool{}, bootstraps: map[ondemand.Key]*bootstrap{},
 	}
 }
@@ -105,7 +98,7 @@ func (s *Server) start() {
 		s.adopt(kept)
 	}
 	go s.read()
-	s.goDo(s.cullWhenAsked)
+	s.Go(s.cullWhenAsked)
 }
 
 // adopt takes an object that the last daemon had open. Its blob may be attached
@@ -123,7 +116,7 @@ func (s *Server) adopt(kept Kept) {
 	}
 	o := s.register(m)
 	o.kept = true
-	s.goDo(func() {
+	s.Go(func() {
 		defer close(o.opened)
 		b := s.find(m)
 		if b == nil || s.bind(o, b) != nil {
@@ -146,45 +139,22 @@ func (s *Server) register(m message) *object {
 // Name implements ondemand.Transport.
 func (s *Server) Name() string { return "cachefiles" }
 
-// Failed implements ondemand.Transport.
-func (s *Server) Failed() <-chan error { return s.failed }
-
-// Recover implements ondemand.Transport. What a dead daemon has left comes from the
-// kernel again.
-func (s *Server) Recover() { close(s.recovered) }
-
-// early reports whether Recover was not called yet.
-func (s *Server) early() bool {
-	select {
-	case <-s.recovered:
-		return false
-	default:
-		return true
-	}
-}
-
-// successive reports whether a request that fails now is left for the next daemon.
-func (s *Server) successive() bool { return s.leaving.Load() && s.Holder != nil }
-
 // Drain implements ondemand.Transport.
 func (s *Server) Drain() {
-	s.leaving.Store(true)
+	s.Leave()
 	s.stop()
-	ondemand.WaitDrained(&s.work)
+	s.Wait()
 }
 
 // Close implements ondemand.Transport. Fills under way are ended.
 func (s *Server) Close() error {
-	if s.early() {
-		s.leaving.Store(true) // what is not attached yet must not fail for it
-	}
-	s.cancel()
+	s.End()
 	s.stop()
-	s.work.Wait()
+	s.WaitAll()
 	s.mu.Lock()
 	objects := s.objects
 	if len(objects) > 0 {
-		s.Log.Info("reads are left to whoever holds the cachefiles device; without a holder they give EIO", "objects", len(objects))
+		s.Log.Info("reads wait as long as a holder has the cachefiles device; without one they give EIO", "objects", len(objects))
 	}
 	s.objects = map[uint32]*object{}
 	s.mu.Unlock()
@@ -205,31 +175,16 @@ func (s *Server) stop() {
 	})
 }
 
-func (s *Server) goDo(f func()) {
-	s.work.Add(1)
-	go func() {
-		defer s.work.Done()
-		f()
-	}()
-}
-
 func (s *Server) done(r request) {
 	s.mu.Lock()
 	delete(s.reading, r)
 	s.mu.Unlock()
 }
 
-// find returns the blob of an OPEN's keys. Until Recover it waits for one.
+// find returns the blob of an OPEN's keys.
 func (s *Server) find(m message) *ondemand.Blob {
 	key := ondemand.Key{Volume: baseDomain(domain(m.volume)), Cookie: m.cookie}
-	if b := s.lookup(key); b != nil {
-		return b
-	}
-	select {
-	case <-s.recovered:
-	case <-s.ctx.Done():
-	}
-	return s.lookup(key)
+	return ondemand.Find(s.Requests, func() *ondemand.Blob { return s.lookup(key) })
 }
 
 // lookup finds a blob of this transport. In v5 there is no domain: then the
@@ -258,7 +213,7 @@ func (s *Server) bind(o *object, b *ondemand.Blob) error {
 	o.mu.Lock()
 	o.backing = st
 	o.mu.Unlock()
-	if err := st.bind(s.ctx, o); err != nil {
+	if err := st.bind(s.Context(), o); err != nil {
 		return err
 	}
 	b.Refresh()

@@ -372,9 +372,9 @@ func TestCloseAnswersAll(t *testing.T) {
 			defer s.server.mu.Unlock()
 			return len(s.server.reading) == 20
 		})
-		s.server.cancel()
+		s.server.End()
 		s.server.stop()
-		s.server.work.Wait()
+		s.server.WaitAll()
 		for id := range uint32(20) {
 			if a := s.answered(id+1, 1); len(a) != 1 {
 				t.Errorf("request %d: %q", id+1, a)

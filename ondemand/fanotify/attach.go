@@ -58,9 +58,6 @@ func (s *Server) holes() (n int) {
 	return n
 }
 
-// Backing implements ondemand.Transport: blobs are files.
-func (s *Server) Backing(ondemand.Key, int64, int64) (ondemand.Backing, error) { return nil, nil }
-
 // Serves implements ondemand.Transport: durable blobs are the kernel's own. One that
 // is only complete may have holes again.
 func (s *Server) Serves(b *ondemand.Blob) bool { return !b.Durable() }
@@ -75,7 +72,7 @@ func (s *Server) Needed() bool {
 	return err != nil || n > 0
 }
 
-// Revive implements ondemand.Transport: the kernel has let readers through.
+// Revive implements ondemand.Reviver. The kernel has let readers through.
 func (s *Server) Revive(b *ondemand.Blob) error {
 	if !b.Complete() {
 		return errors.New("holes may have been read as zeros")
@@ -87,9 +84,6 @@ func (s *Server) Revive(b *ondemand.Blob) error {
 func (s *Server) Mount(b *ondemand.Blob, bootstrap, target string) error {
 	return erofs.Mount(bootstrap, b.Path(), target)
 }
-
-// Remove implements ondemand.Transport: the kernel keeps nothing.
-func (s *Server) Remove(ondemand.Key) error { return nil }
 
 // Attach implements ondemand.Transport. A durable blob needs no marking, but may
 // have events of the time before a dead daemon had completed it.
@@ -147,11 +141,8 @@ func (s *Server) detachAll() error {
 	return errors.Join(errs...)
 }
 
-// Release implements ondemand.Transport. Requests under way are still answered.
+// Release implements ondemand.Releaser. Requests under way are still answered.
 func (s *Server) Release(b *ondemand.Blob) error {
-	if !b.Complete() {
-		return errors.New("release of " + b.Key().String() + ": it has holes")
-	}
 	_, a := s.find(b)
 	if a == nil {
 		return nil
@@ -168,7 +159,7 @@ func (s *Server) Detach(b *ondemand.Blob) error {
 	}
 	if s.Serves(b) {
 		if used, err := erofs.InUse(a.bootstrap); used || err != nil {
-			return fmt.Errorf("detach %s: %w", b.Key(), errors.Join(ondemand.ErrBusy, err))
+			return ondemand.Busy(b, err)
 		}
 	}
 	if err := unmark(s.group, a.file); err != nil {

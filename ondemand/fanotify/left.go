@@ -51,9 +51,9 @@ type number struct {
 	// held is a descriptor of ours with that number, so that the kernel gives it
 	// to no new event; -1 where it was in use already. It may come free then, and a
 	// new event get it, which waits.
-	held    int
+	held     int
 	answered chan struct{} // closed when the events are answered
-	once    sync.Once
+	once     sync.Once
 }
 
 // leftovers finds what a dead daemon has not answered, by number, and perhaps some
@@ -138,12 +138,12 @@ func reserve(numbers map[int32]*number) error {
 // Recover implements ondemand.Transport. Each number is free again when its events
 // are answered.
 func (s *Server) Recover() {
-	close(s.recovered)
+	s.Requests.Recover()
 	if len(s.numbers) > 0 {
 		s.log.Info("answering what the last daemon has left", "numbers", len(s.numbers))
 	}
 	for fd, n := range s.numbers {
-		s.goDo(func() { s.answerLeft(fd, n) })
+		s.Start(func() { s.answerLeft(fd, n) })
 	}
 }
 
@@ -155,7 +155,7 @@ func (s *Server) answerLeft(fd int32, n *number) {
 	for _, l := range n.events {
 		errno = max(errno, s.fillLeft(l))
 	}
-	if errno != 0 && s.leaving() {
+	if errno != 0 && s.Leaving() {
 		return // the successor finds them in the in-flight table
 	}
 	s.answerAll(fd, n, errno)

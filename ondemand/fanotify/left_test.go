@@ -222,7 +222,7 @@ func TestStartWaitsForNobody(t *testing.T) {
 	s.Recover()
 	for _, fd := range []int32{900, 901} {
 		<-s.numbers[fd].answered
-		s.numbers[fd].once.Do(func() { t.Error("answered without an answer") }) // returns when it is over
+		s.numbers[fd].once.Do(func() { t.Error("counted as answered without an answer") }) // returns when it is over
 		if isOpen(int(fd)) {
 			t.Errorf("number %d is kept though it is answered", fd)
 		}
@@ -237,11 +237,9 @@ func TestStartWaitsForNobody(t *testing.T) {
 	if !isOpen(stuck) {
 		t.Errorf("number %d is free before it is answered", stuck)
 	}
-	s.taking.Lock() // as Drain, without its wait
-	s.draining = true
-	s.taking.Unlock()
-	s.cancel()
-	s.work.Wait()
+	s.Leave() // as Drain, without its wait
+	s.End()
+	s.WaitAll()
 	if found, err := leftovers(j, s.log); err != nil || len(found) != 1 || found[stuck] == nil {
 		t.Errorf("left for the next daemon: %v, %v", found, err)
 	}
@@ -278,8 +276,8 @@ func TestOwnWriteWithADeadNumber(t *testing.T) {
 	s.Recover()
 	s.take(event{fd: int32(fd), pid: s.self}) // which closes it
 	expect(t, kernel, answer(int32(fd), unix.EIO), answer(int32(fd), 0))
-	s.cancel()
-	s.work.Wait()
+	s.End()
+	s.WaitAll()
 	if _, found := j.Left().Slots[slot]; found {
 		t.Error("the dead event would be answered again, in place of a later one")
 	}

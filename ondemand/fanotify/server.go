@@ -1,7 +1,6 @@
 package fanotify
 
 import (
-	"context"
 	"errors"
 	"log/slog"
 	"os"
@@ -22,17 +21,8 @@ type Server struct {
 	log     *slog.Logger
 	self    int32
 	numbers map[int32]*number // of a dead daemon's events; not changed after Serve
-
-	ctx    context.Context // of all fills; ends with Close
-	cancel context.CancelFunc
-	loop   chan struct{} // closed when no more events are read
-	failed chan error
-	work   sync.WaitGroup
-
-	recovered chan struct{} // closed by Recover
-
-	taking   sync.Mutex
-	draining bool
+	loop    chan struct{}     // closed when no more events are read
+	*ondemand.Requests
 
 	mu       sync.RWMutex
 	attached map[inode]*attached
@@ -49,11 +39,9 @@ func Serve(group *os.File, j *inflight.Table, log *slog.Logger) (*Server, error)
 	if err := reserve(numbers); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithCancel(context.Background())
 	s := &Server{
 		group: group, table: j, log: log, self: int32(os.Getpid()), numbers: numbers,
-		ctx: ctx, cancel: cancel, loop: make(chan struct{}), failed: make(chan error, 1), recovered: make(chan struct{}),
-		attached: map[inode]*attached{},
+		loop: make(chan struct{}), Requests: ondemand.NewRequests(log, true), attached: map[inode]*attached{},
 	}
 	go s.read()
 	return s, nil
@@ -62,28 +50,18 @@ func Serve(group *os.File, j *inflight.Table, log *slog.Logger) (*Server, error)
 // Name implements ondemand.Transport.
 func (s *Server) Name() string { return "fanotify" }
 
-// Failed implements ondemand.Transport.
-func (s *Server) Failed() <-chan error { return s.failed }
-
 // Close implements ondemand.Transport. Fills under way are ended, and what was
 // read of the group is answered, before its descriptor is closed; after a Drain, or
 // before Recover, all but what is left.
 func (s *Server) Close() error {
-	s.taking.Lock()
-	select {
-	case <-s.recovered:
-	default:
-		s.draining = true // whose blobs are not attached must not fail for it
-	}
-	s.taking.Unlock()
 	if n := s.holes(); n > 0 {
-		s.log.Info("reads of holes are left to whoever holds the fanotify group; without a holder they give zeros", "blobs", n)
+		s.log.Info("reads of holes wait as long as a holder has the fanotify group; without one they give zeros", "blobs", n)
 	}
-	s.cancel()
-	s.work.Wait() // the loop goes on meanwhile: a fill's write may need it
+	s.End()
+	s.WaitAll() // the loop goes on meanwhile: a fill's write may need it
 	err := s.group.SetReadDeadline(past)
 	<-s.loop
-	s.work.Wait()
+	s.WaitAll()
 	for _, n := range s.numbers {
 		n.once.Do(n.free)
 	}
@@ -93,28 +71,8 @@ func (s *Server) Close() error {
 // Drain implements ondemand.Transport. Requests that come from now on are left
 // in the in-flight table. Our own writes are answered until Close.
 func (s *Server) Drain() {
-	s.taking.Lock()
-	s.draining = true
-	s.taking.Unlock()
-	ondemand.WaitDrained(&s.work)
-}
-
-func (s *Server) leaving() bool {
-	s.taking.Lock()
-	defer s.taking.Unlock()
-	return s.draining
-}
-
-// goDo starts work that Drain and Close wait for. Once we are leaving it starts none
-// and returns false.
-func (s *Server) goDo(f func()) bool {
-	s.taking.Lock()
-	defer s.taking.Unlock()
-	if s.draining {
-		return false
-	}
-	s.work.Go(f)
-	return true
+	s.Leave()
+	s.Wait()
 }
 
 // read is the loop. It never fills itself: a fill's own write may raise an
@@ -132,7 +90,7 @@ func (s *Server) read() {
 			return
 		case final(err):
 			s.log.Error("reading fanotify events", "error", err)
-			s.failed <- err
+			s.Fail(err)
 			return
 		default:
 			pace.Failed(err)
@@ -170,7 +128,7 @@ func (s *Server) take(e event) {
 	}
 	dead := s.numbers[e.fd]
 	if e.pid == s.self { // a fill's write, which must not wait for fills
-		if dead == nil || !s.goDo(func() { s.allow(e, dead, patience) }) {
+		if dead == nil || !s.Start(func() { s.allow(e, dead, patience) }) {
 			s.allow(e, dead, 0)
 		}
 		return
@@ -190,7 +148,7 @@ func (s *Server) take(e event) {
 		s.closeFile(e)
 		return
 	}
-	s.goDo(func() { s.serve(e, identity(&st), slot, dead) })
+	s.Start(func() { s.serve(e, identity(&st), slot, dead) })
 }
 
 // patience is how long a write of ours that has got the number of dead events waits
@@ -205,7 +163,7 @@ func (s *Server) allow(e event, dead *number, most time.Duration) {
 		select {
 		case <-dead.answered:
 		case <-late.C:
-		case <-s.ctx.Done():
+		case <-s.Context().Done():
 		}
 		s.answerAll(e.fd, dead, unix.EIO) // unless it is
 	}
@@ -219,12 +177,12 @@ func (s *Server) serve(e event, id inode, slot int, dead *number) {
 	if dead != nil {
 		select {
 		case <-dead.answered:
-		case <-s.ctx.Done():
+		case <-s.Context().Done():
 			return // for the successor, as the dead daemon's
 		}
 	}
 	errno := s.fill(e, id)
-	if errno != 0 && s.leaving() {
+	if errno != 0 && s.Leaving() {
 		return // the successor finds it in the in-flight table
 	}
 	s.answer(e, errno)
@@ -235,16 +193,9 @@ func (s *Server) serve(e event, id inode, slot int, dead *number) {
 
 // fill brings the event's range and returns what to deny with.
 func (s *Server) fill(e event, id inode) unix.Errno {
-	b := s.blob(id)
+	b := ondemand.Find(s.Requests, func() *ondemand.Blob { return s.blob(id) })
 	if b == nil {
-		select { // it may be attached yet
-		case <-s.recovered:
-		case <-s.ctx.Done():
-		}
-		b = s.blob(id)
-	}
-	if b == nil {
-		ondemand.LogFailure(s.log, s.leaving(), errors.New("the file is not attached"), "inode", id.ino, "pid", e.pid)
+		s.LogFailure(errors.New("the file is not attached"), "inode", id.ino, "pid", e.pid)
 		return unix.EIO
 	}
 	return s.fillBlob(b, e)
@@ -255,8 +206,8 @@ func (s *Server) fillBlob(b *ondemand.Blob, e event) unix.Errno {
 	if count == 0 {
 		count = b.Size() // no range: all of it
 	}
-	if err := b.Fill(s.ctx, e.off, count); err != nil {
-		ondemand.LogFailure(s.log, s.leaving(), err, "pid", e.pid)
+	if err := b.Fill(s.Context(), e.off, count); err != nil {
+		s.LogFailure(err, "pid", e.pid)
 		return unix.EIO
 	}
 	return 0

@@ -6,12 +6,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"os"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -38,20 +36,14 @@ type node struct {
 // blobFS is the file system: one directory.
 type blobFS struct {
 	fuse.RawFileSystem // whatever else is asked for: ENOSYS
-	log                *slog.Logger
-	ctx                context.Context // of all fills; ends with the server's Close
-	recovered          chan struct{}   // until it is closed, unknown nodes may come yet
-	leaving            atomic.Bool     // what fails now is left for the successor
+	requests           *ondemand.Requests
 
 	mu    sync.RWMutex
 	nodes map[uint64]*node
 }
 
-func newFS(ctx context.Context, log *slog.Logger) *blobFS {
-	return &blobFS{
-		RawFileSystem: fuse.NewDefaultRawFileSystem(), log: log, ctx: ctx,
-		recovered: make(chan struct{}), nodes: map[uint64]*node{},
-	}
+func newFS(r *ondemand.Requests) *blobFS {
+	return &blobFS{RawFileSystem: fuse.NewDefaultRawFileSystem(), requests: r, nodes: map[uint64]*node{}}
 }
 
 // nodeID is a name's number, the same in every daemon.
@@ -105,26 +97,9 @@ func (f *blobFS) get(id uint64) *node {
 	return f.nodes[id]
 }
 
-// find is get for a request: until Recover it waits for the node.
+// find is get for a request.
 func (f *blobFS) find(id uint64) *node {
-	if n := f.get(id); n != nil {
-		return n
-	}
-	select {
-	case <-f.recovered:
-	case <-f.ctx.Done():
-	}
-	return f.get(id)
-}
-
-// early reports whether Recover was not called yet.
-func (f *blobFS) early() bool {
-	select {
-	case <-f.recovered:
-		return false
-	default:
-		return true
-	}
+	return ondemand.Find(f.requests, func() *node { return f.get(id) })
 }
 
 func (n *node) attr(out *fuse.Attr) {
@@ -178,7 +153,7 @@ func (f *blobFS) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse
 func (f *blobFS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
 	n := f.find(in.NodeId)
 	if n == nil {
-		ondemand.LogFailure(f.log, f.leaving.Load(), errors.New("the file is not attached"), "node", in.NodeId)
+		f.requests.LogFailure(errors.New("the file is not attached"), "node", in.NodeId)
 		return nil, fuse.EIO
 	}
 	off, size := int64(in.Offset), min(int64(in.Size), int64(len(buf)))
@@ -186,7 +161,7 @@ func (f *blobFS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse
 		return fuse.ReadResultData(nil), fuse.OK
 	}
 	size = min(size, n.blob.Size()-off)
-	ctx, stop := context.WithCancel(f.ctx)
+	ctx, stop := context.WithCancel(f.requests.Context())
 	defer stop()
 	go func() {
 		select {
@@ -200,7 +175,7 @@ func (f *blobFS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse
 		_, err = n.file.ReadAt(buf[:size], off)
 	}
 	if err != nil { // a short file too
-		ondemand.LogFailure(f.log, f.leaving.Load(), err)
+		f.requests.LogFailure(err)
 		return nil, fuse.EIO
 	}
 	return fuse.ReadResultData(buf[:size]), fuse.OK

@@ -37,12 +37,13 @@ type Options struct {
 // Server is the transport.
 type Server struct {
 	dir     string
+	log     *slog.Logger
 	fs      *blobFS
 	session *session
 	loops   *loops
-	cancel  context.CancelFunc
 	leave   context.CancelFunc // of loops
 	loop    bool
+	*ondemand.Requests
 
 	stopping sync.Once
 }
@@ -50,15 +51,15 @@ type Server struct {
 // Serve answers the requests of a session. It owns the device and the in-flight table from
 // now on, until Close.
 func Serve(dev *os.File, j *inflight.Table, o Options) (*Server, error) {
-	ctx, cancel := context.WithCancel(context.Background())
-	taking, leave := context.WithCancel(ctx)
+	r := ondemand.NewRequests(o.Log, true)
+	taking, leave := context.WithCancel(r.Context())
 	s := &Server{
-		dir: o.Dir, loop: o.Loop, cancel: cancel, leave: leave, fs: newFS(ctx, o.Log),
+		dir: o.Dir, log: o.Log, loop: o.Loop, leave: leave, fs: newFS(r), Requests: r,
 		loops: &loops{change: o.ChangeLoop, ctx: taking, devices: o.Loops},
 	}
 	var err error
 	if s.session, err = newSession(dev, j, s.fs, o.Log); err != nil {
-		cancel()
+		leave()
 		return nil, errors.Join(err, dev.Close())
 	}
 	s.session.start()
@@ -68,9 +69,6 @@ func Serve(dev *os.File, j *inflight.Table, o Options) (*Server, error) {
 // Name implements ondemand.Transport.
 func (s *Server) Name() string { return "fuse" }
 
-// Backing implements ondemand.Transport: blobs are files.
-func (s *Server) Backing(ondemand.Key, int64, int64) (ondemand.Backing, error) { return nil, nil }
-
 // Serves implements ondemand.Transport. A mount of the session's file goes through
 // it for good; that of a loop device until the blob is complete, and durable: else it
 // may have holes again.
@@ -78,7 +76,7 @@ func (s *Server) Serves(b *ondemand.Blob) bool {
 	return !b.Durable() || s.loops.reads(s.path(b)) || !s.loops.reads(b.Path())
 }
 
-// Revive implements ondemand.Transport. Reads have failed and nothing wrong was
+// Revive implements ondemand.Reviver. Reads have failed and nothing wrong was
 // read, so a loop device is all right with a file of this session.
 func (s *Server) Revive(b *ondemand.Blob) error {
 	to, sparse := s.path(b), true
@@ -125,12 +123,9 @@ func (s *Server) Mount(b *ondemand.Blob, bootstrap, target string) error {
 	return err
 }
 
-// Release implements ondemand.Transport: what read the session's file reads the
+// Release implements ondemand.Releaser: what read the session's file reads the
 // cache file from now on.
 func (s *Server) Release(b *ondemand.Blob) error {
-	if !b.Complete() {
-		return errors.New("release of " + b.Key().String() + ": it has holes")
-	}
 	return s.loops.move(s.path(b), b.Path(), false)
 }
 
@@ -142,7 +137,7 @@ func (s *Server) Detach(b *ondemand.Blob) error {
 	}
 	if s.Serves(b) {
 		if used, err := erofs.InUse(n.bootstrap); used || err != nil {
-			return fmt.Errorf("detach %s: %w", b.Key(), errors.Join(ondemand.ErrBusy, err))
+			return ondemand.Busy(b, err)
 		}
 	}
 	s.loops.forget(s.path(b), b.Path())
@@ -160,39 +155,26 @@ func (s *Server) Needed() bool {
 	return s.loops.below(s.dir)
 }
 
-// Failed implements ondemand.Transport.
-func (s *Server) Failed() <-chan error { return s.session.failed }
-
-// Remove implements ondemand.Transport: the kernel keeps nothing.
-func (s *Server) Remove(ondemand.Key) error { return nil }
-
-// Recover implements ondemand.Transport. What a dead daemon has left has waited
-// for it.
-func (s *Server) Recover() { close(s.fs.recovered) }
-
 // Drain implements ondemand.Transport.
 func (s *Server) Drain() {
-	s.fs.leaving.Store(true)
+	s.Leave()
 	s.leave()
 	s.stopping.Do(s.session.stop)
-	ondemand.WaitDrained(&s.session.work)
+	s.Wait()
 }
 
 // Close implements ondemand.Transport. Fills under way are ended. Where no blob
 // is attached any more the session is unmounted.
 func (s *Server) Close() error {
-	if s.fs.early() {
-		s.fs.leaving.Store(true) // what is not attached yet must not fail for it
-	}
-	s.cancel()
+	s.End()
 	s.stopping.Do(s.session.stop)
-	s.session.work.Wait()
+	s.WaitAll()
 	var errs []error
 	attached := s.fs.all()
 	if len(attached) > 0 {
-		s.fs.log.Info("reads are left to whoever holds the FUSE session; without a holder they give EIO", "blobs", len(attached))
+		s.log.Info("reads wait as long as a holder has the FUSE session; without one they give EIO", "blobs", len(attached))
 	}
-	if len(attached) == 0 && !s.fs.early() {
+	if len(attached) == 0 && !s.Early() {
 		if err := unix.Unmount(s.dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
 			errs = append(errs, &os.PathError{Op: "unmount", Path: s.dir, Err: err})
 		}

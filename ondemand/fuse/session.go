@@ -83,10 +83,8 @@ type session struct {
 	proto  *fuse.ProtocolServer
 	log    *slog.Logger
 
-	loop   chan struct{} // closed when no more requests are read
-	failed chan error
-	work   sync.WaitGroup
-	out    sync.Pool
+	loop chan struct{} // closed when no more requests are read
+	out  sync.Pool
 }
 
 // newSession serves the session of a device. Where the in-flight table has a note, it is
@@ -98,7 +96,7 @@ func newSession(dev *os.File, j *inflight.Table, fs *blobFS, logger *slog.Logger
 	}
 	s := &session{
 		dev: dev, wakeFD: wake, table: j, fs: fs, log: logger,
-		loop: make(chan struct{}), failed: make(chan error, 1),
+		loop: make(chan struct{}),
 		proto: fuse.NewProtocolServer(fs, &fuse.MountOptions{
 			MaxWrite: maxRead, MaxReadAhead: maxAhead, MaxBackground: maxBackground, DisableReadDirPlus: true,
 			DisabledCapabilities: fuse.CAP_PASSTHROUGH | fuse.CAP_READDIRPLUS,
@@ -163,7 +161,7 @@ func (s *session) read() {
 			return
 		case final(err):
 			s.log.Error("reading FUSE requests", "error", err)
-			s.failed <- err
+			s.fs.requests.Fail(err)
 			return
 		default:
 			pace.Failed(err)
@@ -254,14 +252,12 @@ func (s *session) take(m []byte) {
 }
 
 func (s *session) goAnswer(m []byte, slot int) {
-	s.work.Add(1)
-	go func() {
-		defer s.work.Done()
+	s.fs.requests.Start(func() {
 		if s.answer(m) {
 			fault.Point("after the answer")
 			s.table.Clear(slot)
 		}
-	}()
+	})
 }
 
 // answer has go-fuse handle a request and writes what it says. It reports whether
@@ -278,7 +274,7 @@ func (s *session) answer(m []byte) bool {
 	if n == 0 {
 		return true
 	}
-	if s.fs.leaving.Load() && (opcode(m) == opRead || s.fs.early()) && binary.NativeEndian.Uint32((*out)[4:]) != 0 {
+	if r := s.fs.requests; r.Leaving() && (opcode(m) == opRead || r.Early()) && binary.NativeEndian.Uint32((*out)[4:]) != 0 {
 		return false
 	}
 	s.write(m, (*out)[:n])

@@ -131,7 +131,7 @@ func (f *fixture) layerOf(name string, tar []byte) *layer {
 func (l *layer) open() {
 	l.f.t.Helper()
 	key, size := ondemand.Key{Volume: "test", Cookie: l.name}, int64(len(l.source.data))
-	backing, err := l.f.transport.Backing(key, size, spanSize)
+	backing, err := ondemand.NewBacking(l.f.transport, key, size, spanSize)
 	if err != nil {
 		l.f.t.Fatal(err)
 	}

@@ -135,7 +135,7 @@ func release(t *testing.T, f *fixture) {
 	if err := errors.Join(l.blob.Fill(t.Context(), 0, l.blob.Size()), l.blob.Sync()); err != nil || !l.blob.Durable() {
 		t.Fatal(l.blob.Durable(), err)
 	}
-	if err := f.transport.Release(l.blob); err != nil {
+	if err := ondemand.Release(f.transport, l.blob); err != nil {
 		t.Fatal(err)
 	}
 	if f.kind.Survives {
@@ -184,7 +184,7 @@ func unserved(t *testing.T, f *fixture) {
 	}
 	f.start()
 	l.open()
-	err := f.transport.Revive(l.blob)
+	err := ondemand.Revive(f.transport, l.blob)
 	if err != nil && f.kind.Revives {
 		t.Fatal(err)
 	}
