@@ -16,7 +16,7 @@ var allowed = map[string][]string{
 	"fetcher/registry":              {},
 	"fetcher/predict":               {"erofs"},
 	"fetcher/index":                 {"erofs", "fetcher", "fetcher/inflate", "fetcher/predict", "fetcher/registry"},
-	"ondemand":                      {"internal/fault"},
+	"ondemand":                      {"internal/descriptor", "internal/fault"},
 	"ondemand/fanotify":             {"erofs", "internal/descriptor", "internal/fault", "ondemand", "ondemand/hold/inflight"},
 	"ondemand/fuse":                 {"erofs", "internal/descriptor", "internal/fault", "ondemand", "ondemand/hold/inflight"},
 	"ondemand/hold/inflight":        {"internal/descriptor"},

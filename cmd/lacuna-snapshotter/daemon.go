@@ -28,7 +28,11 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/snapshot"
 )
 
-// run is the daemon's life: take what an earlier one left, serve until ctx ends,
+// keeperCount is how many keepers there are: when the daemon and one of them are killed
+// together, two are left until the next daemon replaces what is missing.
+const keeperCount = 3
+
+// run is the daemon's life: adopt what an earlier one left, serve until ctx ends,
 // answer what is under way, leave the mounts.
 func run(ctx context.Context, c *config.Config) error {
 	log := newLogger(c)
@@ -60,31 +64,33 @@ func run(ctx context.Context, c *config.Config) error {
 	if err != nil {
 		return err
 	}
-	keepers, found, err := hold.Adopt(c.Root, keeperCount, hold.Program{Keeper: []string{"keeper", c.Root}, Anchor: []string{"anchor", c.Root}}, log)
+	holders, adopted, err := hold.Adopt(c.Root, keeperCount, hold.Program{Keeper: []string{"keeper", c.Root}, Anchor: []string{"anchor", c.Root}}, log)
 	if err != nil {
 		return err
 	}
-	sockets, err := openSockets(c, keepers, found)
+	held := len(adopted) > 0
+	sockets, err := openSockets(c, holders, adopted)
 	if err != nil {
-		return errors.Join(err, part(keepers, found))
+		return errors.Join(err, end(holders, nil, held))
 	}
 	defer sockets.unlock()
-	transport, err := openTransport(c, engine, keepers, found, log)
+	opened, err := openTransport(c, engine, holders, adopted, log)
 	if err != nil {
 		return errors.Join(err, sockets.Close())
 	}
-	if err := transport.anchor(c, sockets); err != nil {
-		log.Warn("nothing holds readers if the daemon and all keepers are killed at once: no anchor", "transport", transport.Name(), "reason", err)
+	transport := opened.Transport
+	if err := anchor(c, holders, sockets, opened); err != nil {
+		log.Warn("no anchor: if the daemon and all keepers are killed at once, readers do not wait for the next daemon", "transport", transport.Name(), "reason", err)
 	}
 	layers, err := snapshot.OpenLayers(snapshot.LayersConfig{
 		Root: c.Root, Client: client, Store: store, Engine: engine,
-		Transport: transport.Transport, Adopted: transport.adopted,
+		Transport: transport, Adopted: opened.Adopted,
 		Settle: snapshot.Settle{Enabled: c.Settle.Enabled, Quiet: c.Settle.Quiet.Duration, Rate: int64(c.Settle.Rate)},
 		Cache:  snapshot.Cache{MaxBytes: int64(c.Cache.MaxBytes), Every: c.Cache.Every.Duration},
 		Log:    log,
 	})
 	if err != nil {
-		return errors.Join(err, transport.giveUp(sockets), transport.Close())
+		return errors.Join(err, end(holders, sockets, opened.Adopted || transport.Needed()), transport.Close())
 	}
 	snapshotter, err := snapshot.New(ctx, c.Root, layers, log)
 	if err != nil {
@@ -92,17 +98,23 @@ func run(ctx context.Context, c *config.Config) error {
 			log.Info("stopped while starting; mounts stay")
 			err = nil
 		}
-		return errors.Join(err, transport.giveUp(sockets), transport.Close())
+		return errors.Join(err, end(holders, sockets, opened.Adopted || transport.Needed()), transport.Close())
 	}
 	transport.Recover() // what a dead daemon has left is answered meanwhile
 	log.Info("ready to serve", "version", version.String(), "root", c.Root, "transport", transport.Name())
 	err = serve(ctx, c, log, sockets, snapshotter, &status{
-		started: time.Now(), root: c.Root, transport: transport, layers: layers, snapshotter: snapshotter, engine: engine, client: client,
+		started: time.Now(), root: c.Root, transport: transport, passedOver: opened.PassedOver, holders: holders, layers: layers, snapshotter: snapshotter, engine: engine, client: client,
 		cacheLimit: int64(c.Cache.MaxBytes),
 	})
 	log.Info("stopping; mounts stay")
-	layers.Stop() // now what is mounted stays so, and nothing else comes
-	return errors.Join(err, transport.leave(layers, sockets), snapshotter.Close(), transport.Close())
+	layers.Stop() // from here on no mount is made or unmounted
+	// The kernel may know of more mounts than the layers do: those of layers that
+	// could not be opened.
+	needed := layers.Served() || transport.Needed()
+	if needed {
+		log.Info("layers need their transport; its holders stay, and readers wait for the next start")
+	}
+	return errors.Join(err, end(holders, sockets, needed), snapshotter.Close(), transport.Close())
 }
 
 func newLogger(c *config.Config) *slog.Logger {

@@ -74,7 +74,7 @@ func TestLittleRoomIsAProblem(t *testing.T) {
 // TestStatusTellsOfTheNode has why transports were passed over, and room, in it;
 // empty lists are lists.
 func TestStatusTellsOfTheNode(t *testing.T) {
-	s := &status{root: t.TempDir(), transport: &transport{passed: []error{errors.New("no fanotify here")}}}
+	s := &status{root: t.TempDir(), passedOver: []error{errors.New("no fanotify here")}}
 	var st statusapi.Status
 	s.look(&st)
 	if len(st.PassedOver) != 1 || st.PassedOver[0] != "no fanotify here" || st.Disk.Size == 0 || st.Problems == nil {

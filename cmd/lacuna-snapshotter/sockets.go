@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/lacuna-snapshotter/lacuna/config"
+	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/hold"
 )
 
@@ -20,20 +20,20 @@ type sockets struct{ grpc, status *socket }
 // socketLabel begins the labels of sockets; their path follows.
 const socketLabel = "socket "
 
-func openSockets(c *config.Config, set *hold.Holders, found map[string]*os.File) (s *sockets, err error) {
+func openSockets(c *config.Config, holders *hold.Holders, adopted ondemand.Adopted) (s *sockets, err error) {
 	s = &sockets{}
-	for label, f := range found {
+	for label := range adopted {
 		// Of another configuration.
 		if path, ok := strings.CutPrefix(label, socketLabel); ok && path != c.Address && path != c.Status {
-			if err := errors.Join(set.Release(label), f.Close()); err != nil {
+			if err := errors.Join(holders.Release(label), adopted.Take(label).Close()); err != nil {
 				return nil, err
 			}
 		}
 	}
-	if s.grpc, err = openSocket(c.Address, c.Root, set, found[socketLabel+c.Address]); err != nil {
+	if s.grpc, err = openSocket(c.Address, c.Root, holders, adopted.Take(socketLabel+c.Address)); err != nil {
 		return nil, err
 	}
-	if s.status, err = openSocket(c.Status, c.Root, set, found[socketLabel+c.Status]); err != nil {
+	if s.status, err = openSocket(c.Status, c.Root, holders, adopted.Take(socketLabel+c.Status)); err != nil {
 		return nil, errors.Join(err, s.grpc.Close(), s.grpc.lock.Close())
 	}
 	return s, nil
@@ -60,6 +60,9 @@ func (s *sockets) unlock() {
 
 // remove unlinks both: nobody holds them any more.
 func (s *sockets) remove() error {
+	if s == nil {
+		return nil
+	}
 	var errs []error
 	for _, one := range s.all() {
 		errs = append(errs, one.remove())

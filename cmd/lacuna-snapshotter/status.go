@@ -16,6 +16,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/internal/statusapi"
 	"github.com/lacuna-snapshotter/lacuna/internal/version"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold"
 	"github.com/lacuna-snapshotter/lacuna/snapshot"
 )
 
@@ -23,7 +24,9 @@ import (
 type status struct {
 	started     time.Time
 	root        string
-	transport   *transport
+	transport   ondemand.Transport
+	passedOver  []error // transports, with reasons
+	holders     *hold.Holders
 	layers      *snapshot.Layers
 	snapshotter *snapshot.Snapshotter
 	engine      *ondemand.Engine
@@ -85,7 +88,7 @@ func reply(w http.ResponseWriter, v any) {
 func (s *status) status() statusapi.Status {
 	st := statusapi.Status{
 		Version: version.String(), Started: s.started.UTC(), Root: s.root,
-		Transport: s.transport.Name(), Keepers: s.transport.keepers.Keepers(), Anchored: s.transport.keepers.Anchored(), Registries: s.client.Troubles(),
+		Transport: s.transport.Name(), Keepers: s.holders.Keepers(), Anchored: s.holders.Anchored(), Registries: s.client.Troubles(),
 		BytesFetched: s.client.BytesRead(), Fills: s.engine.Stats(),
 	}
 	layers, fallbacks := s.layers.Status()
@@ -121,7 +124,7 @@ func (s *status) status() statusapi.Status {
 // look adds what the daemon sees around it.
 func (s *status) look(st *statusapi.Status) {
 	st.CacheLimit, st.PassedOver, st.Problems = s.cacheLimit, []string{}, []string{}
-	for _, reason := range s.transport.passed {
+	for _, reason := range s.passedOver {
 		st.PassedOver = append(st.PassedOver, reason.Error())
 	}
 	if readOnly(s.root) {

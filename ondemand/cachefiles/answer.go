@@ -32,9 +32,9 @@ func (s *Server) open(m message, o *object) {
 	if s.Holder != nil {
 		err := o.use(func(fd int) error { return s.Holder.Hold(label(o.id, o.volume, o.cookie), fd) })
 		if err != nil {
-			s.Log.Error("object is not kept", "cookie", o.cookie, "error", err)
+			s.Log.Error("an object is not held for the next daemon", "cookie", o.cookie, "error", err)
 		}
-		o.kept = err == nil
+		o.held = err == nil
 	}
 	if err := s.bind(o, b); err != nil {
 		s.Log.Error("looking at a cache file", "cookie", o.cookie, "error", err)

@@ -96,7 +96,7 @@ func runDaemon(dir string, kept bool) error {
 			o.Adopted = true
 			for label, f := range found {
 				if label != "device" {
-					o.Kept = append(o.Kept, Kept{label, f})
+					o.Held = append(o.Held, Held{label, f})
 				}
 			}
 		} else {

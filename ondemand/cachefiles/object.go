@@ -20,7 +20,7 @@ const blockSize = 4096 // of direct I/O, CACHEFILES_DIO_BLOCK_SIZE
 type object struct {
 	id             uint32
 	volume, cookie string
-	kept           bool // a keeper has a duplicate
+	held           bool // for the next daemon
 
 	opened chan struct{} // closed when the OPEN is answered and the backing is bound, or not
 	gone   chan struct{} // closed by CLOSE

@@ -13,15 +13,8 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 )
 
-// Holder holds duplicates of descriptors for the daemon after this one. It may
-// be nil, where nothing outlives the daemon.
-type Holder interface {
-	Hold(label string, fd int) error
-	Release(label string) error
-}
-
-// Kept is a descriptor that an earlier daemon left with its keeper.
-type Kept struct {
+// Held is an object's descriptor that was held since an earlier daemon.
+type Held struct {
 	Label string
 	File  *os.File
 }
@@ -30,12 +23,14 @@ type Kept struct {
 type Options struct {
 	Dir    string // of the cache, as in Config
 	Engine *ondemand.Engine
-	Holder Holder
+	// Holder holds the objects' descriptors for the next daemon. It is nil where
+	// the kernel does not let it take the device over.
+	Holder ondemand.Holder
 	Log    *slog.Logger
-	// Adopted says that the device has served an earlier daemon; Kept are the
+	// Adopted says that the device has served an earlier daemon; Held are the
 	// objects that it had open.
 	Adopted bool
-	Kept    []Kept
+	Held    []Held
 }
 
 // Server is the transport.
@@ -94,8 +89,8 @@ func newServer(k kernel, o Options) *Server {
 }
 
 func (s *Server) start() {
-	for _, kept := range s.Kept {
-		s.adopt(kept)
+	for _, held := range s.Held {
+		s.adopt(held)
 	}
 	go s.read()
 	s.Go(s.cullWhenAsked)
@@ -103,25 +98,25 @@ func (s *Server) start() {
 
 // adopt takes an object that the last daemon had open. Its blob may be attached
 // yet.
-func (s *Server) adopt(kept Kept) {
+func (s *Server) adopt(h Held) {
 	var m message
-	_, err := fmt.Sscanf(kept.Label, "%d %q %q", &m.object, &m.volume, &m.cookie)
-	if err == nil {
-		m.fd, err = unix.FcntlInt(kept.File.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	var err error
+	if m.object, m.volume, m.cookie, err = parseLabel(h.Label); err == nil {
+		m.fd, err = unix.FcntlInt(h.File.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	}
-	err = errors.Join(err, kept.File.Close())
+	err = errors.Join(err, h.File.Close())
 	if err != nil {
-		s.Log.Error("taking over an object", "label", kept.Label, "error", err)
+		s.Log.Error("an object of the last daemon is not adopted", "label", h.Label, "error", err)
 		return
 	}
 	o := s.register(m)
-	o.kept = true
+	o.held = true
 	s.Go(func() {
 		defer close(o.opened)
 		b := s.find(m)
 		if b == nil || s.bind(o, b) != nil {
-			// Not ours any more, or the kernel has closed it since.
-			s.Log.Info("letting go of an object of the last daemon", "cookie", o.cookie)
+			// Its layer is not attached any more, or the kernel has closed it since.
+			s.Log.Info("an object of the last daemon is released", "cookie", o.cookie)
 			s.forget(o)
 		}
 	})
@@ -137,7 +132,7 @@ func (s *Server) register(m message) *object {
 }
 
 // Name implements ondemand.Transport.
-func (s *Server) Name() string { return "cachefiles" }
+func (s *Server) Name() string { return name }
 
 // Drain implements ondemand.Transport.
 func (s *Server) Drain() {
@@ -235,9 +230,9 @@ func (s *Server) letGo(o *object) {
 	if st := o.bound(); st != nil {
 		st.unbind(o)
 	}
-	if o.kept {
+	if o.held {
 		if err := s.Holder.Release(label(o.id, o.volume, o.cookie)); err != nil {
-			s.Log.Error("dropping a kept object", "cookie", o.cookie, "error", err)
+			s.Log.Error("an object is not released", "cookie", o.cookie, "error", err)
 		}
 	}
 	if err := o.close(); err != nil {

@@ -33,11 +33,11 @@ type Server struct {
 // be called: until then requests for files that are not attached wait.
 func Serve(group *os.File, j *inflight.Table, log *slog.Logger) (*Server, error) {
 	numbers, err := leftovers(j, log)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = reserve(numbers)
 	}
-	if err := reserve(numbers); err != nil {
-		return nil, err
+	if err != nil {
+		return nil, errors.Join(err, group.Close(), j.Close())
 	}
 	s := &Server{
 		group: group, table: j, log: log, self: int32(os.Getpid()), numbers: numbers,
@@ -48,7 +48,7 @@ func Serve(group *os.File, j *inflight.Table, log *slog.Logger) (*Server, error)
 }
 
 // Name implements ondemand.Transport.
-func (s *Server) Name() string { return "fanotify" }
+func (s *Server) Name() string { return name }
 
 // Close implements ondemand.Transport. Fills under way are ended, and what was
 // read of the group is answered, before its descriptor is closed; after a Drain, or

@@ -60,14 +60,14 @@ func Serve(dev *os.File, j *inflight.Table, o Options) (*Server, error) {
 	var err error
 	if s.session, err = newSession(dev, j, s.fs, o.Log); err != nil {
 		leave()
-		return nil, errors.Join(err, dev.Close())
+		return nil, errors.Join(err, dev.Close(), j.Close())
 	}
 	s.session.start()
 	return s, nil
 }
 
 // Name implements ondemand.Transport.
-func (s *Server) Name() string { return "fuse" }
+func (s *Server) Name() string { return transportName }
 
 // Serves implements ondemand.Transport. A mount of the session's file goes through
 // it for good; that of a loop device until the blob is complete, and durable: else it
@@ -175,9 +175,7 @@ func (s *Server) Close() error {
 		s.log.Info("reads wait as long as a holder has the FUSE session; without one they give EIO", "blobs", len(attached))
 	}
 	if len(attached) == 0 && !s.Early() {
-		if err := unix.Unmount(s.dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
-			errs = append(errs, &os.PathError{Op: "unmount", Path: s.dir, Err: err})
-		}
+		errs = append(errs, unmountSession(s.dir))
 	}
 	return errors.Join(append(errs, s.session.close())...)
 }

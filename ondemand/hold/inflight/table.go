@@ -129,6 +129,9 @@ func Open(f *os.File, s Shape) (*Table, error) {
 // File is the file for the holders.
 func (t *Table) File() *os.File { return t.file }
 
+// Close ends the use of a table by this process.
+func (t *Table) Close() error { return errors.Join(unix.Munmap(t.mem), t.file.Close()) }
+
 func (t *Table) slot(i int) []byte {
 	return t.mem[t.size(i):t.size(i+1)]
 }
