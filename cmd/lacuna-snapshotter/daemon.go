@@ -25,6 +25,8 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/internal/version"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/hold"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/lock"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/socket"
 	"github.com/lacuna-snapshotter/lacuna/snapshot"
 )
 
@@ -37,11 +39,11 @@ const keeperCount = 3
 func run(ctx context.Context, c *config.Config) error {
 	log := newLogger(c)
 	liblog.Redirect(log)
-	lock, err := lockRoot(c.Root)
+	locked, err := lock.Root(c.Root)
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
+	defer locked.Close()
 	if err := checkRoot(c.Root); err != nil {
 		return err
 	}
@@ -69,11 +71,11 @@ func run(ctx context.Context, c *config.Config) error {
 		return err
 	}
 	held := len(adopted) > 0
-	sockets, err := openSockets(c, holders, adopted)
+	sockets, err := socket.Open(c.Root, holders, adopted, c.Address, c.Status)
 	if err != nil {
 		return errors.Join(err, end(holders, nil, held))
 	}
-	defer sockets.unlock()
+	defer sockets.Unlock()
 	opened, err := openTransport(c, engine, holders, adopted, log)
 	if err != nil {
 		return errors.Join(err, sockets.Close())
@@ -148,7 +150,7 @@ func registryOptions(c *config.Config, log *slog.Logger) registry.Options {
 }
 
 // serve runs the gRPC service and the status service until ctx ends.
-func serve(ctx context.Context, c *config.Config, log *slog.Logger, on *sockets, s *snapshot.Snapshotter, st *status) error {
+func serve(ctx context.Context, c *config.Config, log *slog.Logger, on socket.Listeners, s *snapshot.Snapshotter, st *status) error {
 	server := grpc.NewServer()
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(s))
 	healthy := health.NewServer()
@@ -156,9 +158,10 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger, on *sockets,
 	web := &http.Server{Handler: st.handler(), ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
 
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return server.Serve(on.grpc) })
+	// As they were opened: the snapshot service's, then the status service's.
+	g.Go(func() error { return server.Serve(on[0]) })
 	g.Go(func() error {
-		if err := web.Serve(on.status); !errors.Is(err, http.ErrServerClosed) {
+		if err := web.Serve(on[1]); !errors.Is(err, http.ErrServerClosed) {
 			return err
 		}
 		return nil
@@ -177,7 +180,7 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger, on *sockets,
 	})
 	g.Go(func() error { return watch(gctx, c.Address, st.able, log) })
 	g.Go(func() error {
-		on.watch(gctx, log)
+		on.Watch(gctx, log)
 		return nil
 	})
 	g.Go(func() error {

@@ -15,6 +15,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/ondemand/fanotify"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/fuse"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/hold"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/socket"
 	"github.com/lacuna-snapshotter/lacuna/snapshot"
 )
 
@@ -54,20 +55,20 @@ func openTransport(c *config.Config, engine *ondemand.Engine, holders *hold.Hold
 
 // anchor has a process that cannot be killed hold what the next daemon needs. It comes
 // before the first mount is served.
-func anchor(c *config.Config, holders *hold.Holders, on *sockets, t *ondemand.Opened) error {
+func anchor(c *config.Config, holders *hold.Holders, on socket.Listeners, t *ondemand.Opened) error {
 	if !c.Anchor {
 		return errors.Join(errors.New("the configuration wants none"), hold.EndAnchors(c.Root))
 	}
-	return holders.Anchor(append(on.labels(), t.Labels...)...)
+	return holders.Anchor(append(on.Labels(), t.Labels...)...)
 }
 
 // end leaves what is held to the next daemon if it is needed: readers and callers wait
 // for it. Otherwise callers are refused rather than left waiting, and no process stays.
-func end(holders *hold.Holders, on *sockets, needed bool) error {
+func end(holders *hold.Holders, on socket.Listeners, needed bool) error {
 	if needed {
 		return holders.Leave()
 	}
-	return errors.Join(holders.ReleaseAll(), on.remove())
+	return errors.Join(holders.ReleaseAll(), on.Remove())
 }
 
 const changeLoop = "change-loop" // the subcommand

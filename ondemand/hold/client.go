@@ -1,17 +1,17 @@
 package hold
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/socket"
 )
 
 // keeper is the daemon's end of a keeper process.
@@ -139,13 +139,13 @@ func (k *keeper) end() error {
 	return errors.Join(err, k.conn.Close())
 }
 
-// startKeeper starts a keeper that holds nothing yet and listens on socket. Args is
+// startKeeper starts a keeper that holds nothing yet and listens at path. Args is
 // the command line of this binary that leads to RunKeeper.
-func startKeeper(socket string, args ...string) (*keeper, error) {
-	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+func startKeeper(path string, args ...string) (*keeper, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	l, err := listen(socket)
+	l, err := socket.Bind("unixpacket", path)
 	if err != nil {
 		return nil, err
 	}
@@ -170,21 +170,5 @@ func startKeeper(socket string, args ...string) (*keeper, error) {
 	// Where the daemon may, it has the OOM killer choose other processes first.
 	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", cmd.Process.Pid), []byte("-999"), 0)
 	go func() { _ = cmd.Wait() }() // no zombie while we live
-	return connect(socket)
-}
-
-// listen makes a socket that only its owner can use. It does not change the umask,
-// which belongs to the whole process and to files that others make at the same time. bind(2) gives the
-// file the mode of the socket's own inode (net/unix/af_unix.c, unix_bind_bsd).
-func listen(path string) (*net.UnixListener, error) {
-	c := net.ListenConfig{Control: func(_, _ string, conn syscall.RawConn) (err error) {
-		return errors.Join(conn.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }), err)
-	}}
-	l, err := c.Listen(context.Background(), "unixpacket", path)
-	if err != nil {
-		return nil, err
-	}
-	listener, _ := l.(*net.UnixListener) // as unixpacket's are
-	listener.SetUnlinkOnClose(false)
-	return listener, nil
+	return connect(path)
 }

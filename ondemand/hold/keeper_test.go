@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lacuna-snapshotter/lacuna/internal/procs"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/socket"
 )
 
 func program(dir string) Program {
@@ -276,7 +277,7 @@ func TestUmaskIsLeftAlone(t *testing.T) {
 	}()
 	for i := range 30 {
 		path := filepath.Join(dir, fmt.Sprint("socket", i))
-		l, err := listen(path)
+		l, err := socket.Bind("unixpacket", path)
 		if err != nil {
 			t.Fatal(err)
 		}

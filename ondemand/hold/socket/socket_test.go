@@ -1,4 +1,4 @@
-package main
+package socket
 
 import (
 	"errors"
@@ -15,12 +15,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lacuna-snapshotter/lacuna/internal/descriptor"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/lock"
 )
 
-// keeping holds duplicates, as keepers do.
-type keeping struct{ held map[string]*os.File }
+// holding holds duplicates, as the holders do.
+type holding struct{ held map[string]*os.File }
 
-func (k *keeping) HoldFile(label string, c syscall.Conn) error {
+func (k *holding) HoldFile(label string, c syscall.Conn) error {
 	return descriptor.Use(c, func(fd int) error {
 		own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 		if err != nil {
@@ -37,20 +38,25 @@ func (k *keeping) HoldFile(label string, c syscall.Conn) error {
 	})
 }
 
-// take is what the next daemon finds.
-func (k *keeping) take(t *testing.T, path string) *os.File {
+func (k *holding) Release(label string) error {
+	delete(k.held, label)
+	return nil
+}
+
+// take is what the next daemon adopts.
+func (k *holding) take(t *testing.T, path string) *os.File {
 	t.Helper()
-	f := k.held[socketLabel+path]
+	f := k.held[Label(path)]
 	if f == nil {
-		t.Fatalf("nothing is kept of %s", path)
+		t.Fatalf("nothing is held of %s", path)
 	}
-	delete(k.held, socketLabel+path)
+	delete(k.held, Label(path))
 	return f
 }
 
-func open(t *testing.T, path, root string, k *keeping, kept *os.File) *socket {
+func serve(t *testing.T, path, root string, k *holding, held *os.File) *Listener {
 	t.Helper()
-	s, err := openSocket(path, root, k, kept)
+	s, err := open(path, root, k, held)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +65,7 @@ func open(t *testing.T, path, root string, k *keeping, kept *os.File) *socket {
 }
 
 // die is what the end of a daemon does to its socket.
-func die(s *socket) {
+func die(s *Listener) {
 	s.Close()
 	s.lock.Close()
 }
@@ -75,7 +81,7 @@ func dial(t *testing.T, path string) net.Conn {
 }
 
 // reaches fails the test unless who connects to the path is accepted by s.
-func reaches(t *testing.T, s *socket) {
+func reaches(t *testing.T, s *Listener) {
 	t.Helper()
 	c := dial(t, s.path)
 	if _, err := c.Write([]byte("x")); err != nil {
@@ -97,23 +103,23 @@ func reaches(t *testing.T, s *socket) {
 func TestSecondDaemonLeavesSocketAlone(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "s.sock")
-	first := open(t, path, "/first", &keeping{}, nil)
-	_, err := openSocket(path, "/second", &keeping{}, nil)
-	if !errors.Is(err, errLocked) || !strings.Contains(err.Error(), fmt.Sprintf("process %d with root /first", os.Getpid())) {
+	first := serve(t, path, "/first", &holding{}, nil)
+	_, err := open(path, "/second", &holding{}, nil)
+	if !errors.Is(err, lock.ErrLocked) || !strings.Contains(err.Error(), fmt.Sprintf("process %d with root /first", os.Getpid())) {
 		t.Errorf("second daemon: %v", err)
 	}
 	reaches(t, first)
 }
 
-func TestSecondDaemonLeavesKeptSocketAlone(t *testing.T) {
+func TestSecondDaemonLeavesHeldSocketAlone(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s.sock")
-	k := &keeping{}
-	die(open(t, path, "/first", k, nil))
+	k := &holding{}
+	die(serve(t, path, "/first", k, nil))
 	waiting := dial(t, path)
-	if _, err := openSocket(path, "/second", &keeping{}, nil); err == nil || !strings.Contains(err.Error(), "/first") {
-		t.Fatalf("the keepers' socket was taken by another root's daemon: %v", err)
+	if _, err := open(path, "/second", &holding{}, nil); err == nil || !strings.Contains(err.Error(), "/first") {
+		t.Fatalf("the held socket was adopted by another root's daemon: %v", err)
 	}
-	next := open(t, path, "/first", k, k.take(t, path))
+	next := serve(t, path, "/first", k, k.take(t, path))
 	if _, err := waiting.Write([]byte("x")); err != nil {
 		t.Fatal(err)
 	}
@@ -129,20 +135,20 @@ func TestSecondDaemonLeavesKeptSocketAlone(t *testing.T) {
 	}
 	// What a dead daemon left behind for nobody is for anybody.
 	die(next)
-	die(open(t, path, "/third", &keeping{}, nil))
+	die(serve(t, path, "/third", &holding{}, nil))
 }
 
 // TestFullQueueIsTaken has more connect than the queue holds while no daemon is
-// there: the socket is the keepers' all the same.
+// there: the socket is held all the same.
 func TestFullQueueIsTaken(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s.sock")
-	k := &keeping{}
-	first := open(t, path, "/r", k, nil)
+	k := &holding{}
+	first := serve(t, path, "/r", k, nil)
 	if err := descriptor.Use(first.l, func(fd int) error { return unix.Listen(fd, 0) }); err != nil {
 		t.Fatal(err)
 	}
 	die(first)
-	kept := k.take(t, path)
+	held := k.take(t, path)
 	n := 0
 	for ; n < 100; n++ {
 		c, err := net.Dial("unix", path)
@@ -155,15 +161,15 @@ func TestFullQueueIsTaken(t *testing.T) {
 		t.Fatal("the queue is not full")
 	}
 	at := first.name
-	if next := open(t, path, "/r", k, kept); next.name != at {
+	if next := serve(t, path, "/r", k, held); next.name != at {
 		t.Error("the socket that clients wait at was replaced")
 	}
 }
 
 func TestReplacedSocketIsNotTaken(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s.sock")
-	k := &keeping{}
-	die(open(t, path, "/r", k, nil))
+	k := &holding{}
+	die(serve(t, path, "/r", k, nil))
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
@@ -172,7 +178,7 @@ func TestReplacedSocketIsNotTaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer other.Close()
-	if _, err := openSocket(path, "/r", k, k.take(t, path)); err == nil || !strings.Contains(err.Error(), "another program") {
+	if _, err := open(path, "/r", k, k.take(t, path)); err == nil || !strings.Contains(err.Error(), "another program") {
 		t.Errorf("another program's socket was taken: %v", err)
 	}
 	if got, err := net.Dial("unix", path); err != nil {
@@ -187,7 +193,7 @@ func TestFileAtSocketsPathStays(t *testing.T) {
 	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := openSocket(path, "/r", &keeping{}, nil); err == nil || !strings.Contains(err.Error(), "no socket") {
+	if _, err := open(path, "/r", &holding{}, nil); err == nil || !strings.Contains(err.Error(), "no socket") {
 		t.Error(err)
 	}
 	if b, err := os.ReadFile(path); err != nil || string(b) != "precious" {
@@ -195,12 +201,12 @@ func TestFileAtSocketsPathStays(t *testing.T) {
 	}
 }
 
-// TestRemovedSocketIsMadeAnew removes a living daemon's socket, then its directory.
-func TestRemovedSocketIsMadeAnew(t *testing.T) {
+// TestRemovedSocketIsCreatedAgain removes a living daemon's socket, then its directory.
+func TestRemovedSocketIsCreatedAgain(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "run")
 	path := filepath.Join(dir, "s.sock")
-	k := &keeping{}
-	s := open(t, path, "/r", k, nil)
+	k := &holding{}
+	s := serve(t, path, "/r", k, nil)
 	log := slog.New(slog.DiscardHandler)
 	for _, remove := range []string{path, dir} {
 		accepted := make(chan error)
@@ -240,9 +246,9 @@ func TestRemovedSocketIsMadeAnew(t *testing.T) {
 	other.Close()
 	s.look(log)
 	reaches(t, s)
-	// The keepers have the new one.
+	// The new one is held.
 	die(s)
-	reaches(t, open(t, path, "/r", k, k.take(t, path)))
+	reaches(t, serve(t, path, "/r", k, k.take(t, path)))
 }
 
 // TestSocketsAreRoots has sockets made while other files are: the sockets have mode
@@ -291,7 +297,7 @@ func TestSocketsAreRoots(t *testing.T) {
 		}
 	}()
 	for range 300 {
-		s, err := openSocket(path, "/r", &keeping{}, nil)
+		s, err := open(path, "/r", &holding{}, nil)
 		if err != nil {
 			t.Error(err)
 			break
