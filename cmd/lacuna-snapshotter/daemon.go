@@ -43,7 +43,7 @@ func run(ctx context.Context, c *config.Config) error {
 	if err != nil {
 		return err
 	}
-	defer locked.Close()
+	defer locked.Unlock()
 	if err := checkRoot(c.Root); err != nil {
 		return err
 	}

@@ -116,8 +116,8 @@ func (l *Lock) At(path string) bool {
 	return err == nil && at == Inode{st.Dev, st.Ino}
 }
 
-// Close unlocks.
-func (l *Lock) Close() error { return l.file.Close() }
+// Unlock lets another daemon take the lock.
+func (l *Lock) Unlock() { l.file.Close() }
 
 func (o Owner) String() string {
 	if o.PID == 0 {

@@ -55,7 +55,7 @@ func open(path, root string, h Holder, held *os.File) (s *Listener, err error) {
 	}
 	defer func() {
 		if err != nil {
-			taken.Close()
+			taken.Unlock()
 		}
 	}()
 	s = &Listener{path: path, root: root, lock: taken, holder: h}
@@ -203,7 +203,7 @@ func (s *Listener) listenAgain() error {
 		if err != nil {
 			return err
 		}
-		s.lock.Close()
+		s.lock.Unlock()
 		s.lock = l
 	}
 	return s.listen()

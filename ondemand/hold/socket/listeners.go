@@ -66,7 +66,7 @@ func (s Listeners) Close() error {
 // Unlock lets another daemon have the paths.
 func (s Listeners) Unlock() {
 	for _, l := range s {
-		l.lock.Close()
+		l.lock.Unlock()
 	}
 }
 

@@ -67,7 +67,7 @@ func serve(t *testing.T, path, root string, k *holding, held *os.File) *Listener
 // die is what the end of a daemon does to its socket.
 func die(s *Listener) {
 	s.Close()
-	s.lock.Close()
+	s.lock.Unlock()
 }
 
 func dial(t *testing.T, path string) net.Conn {
