@@ -13,7 +13,7 @@ func (s *Server) open(m message, o *object) {
 	defer close(o.opened)
 	b := s.find(m)
 	if b == nil && s.Early() && s.Leaving() {
-		return // restored for the successor, as when it was read of a dead daemon
+		return // the kernel restores it for the next daemon
 	}
 	if b == nil {
 		s.Log.Warn("the kernel asks for keys that are not attached", "volume", m.volume, "cookie", m.cookie)

@@ -34,7 +34,7 @@ func (s *Server) read() {
 		case errors.Is(err, errWoken):
 			return
 		case errors.Is(err, unix.EBADF), errors.Is(err, unix.EFAULT), errors.Is(err, unix.EINVAL):
-			// What we ask is wrong, and stays so.
+			// The call itself is wrong, so the next one fails too.
 			s.Log.Error("reading cachefiles requests", "error", err)
 			s.Fail(err)
 			return
@@ -87,7 +87,7 @@ func (s *Server) take(b []byte) {
 			close(o.gone)
 			s.Go(func() {
 				<-o.opened // whose answer may be making a duplicate
-				s.letGo(o)
+				s.release(o)
 			})
 		}
 	case opRead:
@@ -114,7 +114,7 @@ func (s *Server) take(b []byte) {
 			s.done(r)
 			if filled || !s.Leaving() {
 				s.complete(m, o)
-			} // else it is restored for the successor
+			} // else the kernel restores it for the next daemon
 		})
 	default:
 		s.Log.Error("cachefiles request with an unknown opcode", "opcode", m.op, "id", m.id)

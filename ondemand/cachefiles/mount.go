@@ -108,12 +108,12 @@ func (s *Server) Detach(b *ondemand.Blob) error {
 		}
 	}
 	s.mu.Lock()
-	ours := s.bootstraps[b.Key()] == boot
-	if ours {
+	same := s.bootstraps[b.Key()] == boot
+	if same {
 		delete(s.bootstraps, b.Key())
 	}
 	s.mu.Unlock()
-	if !ours {
+	if !same {
 		return nil
 	}
 	return errors.Join(boot.blob.Close(), boot.file.Close())
@@ -143,7 +143,7 @@ func (s *Server) Needed() bool {
 }
 
 // Domains. Mounts of one domain share their cache. A file system that was
-// mounted in a cache that has died, and that somebody still has open, keeps its
+// mounted in a cache that has died, and that a process still has open, keeps its
 // name in its domain: then the next domain takes it.
 const maxDomains = 10
 
@@ -179,7 +179,7 @@ func (s *Server) Mount(b *ondemand.Blob, _, target string) error {
 		return err
 	}
 	// The kernel opens the blob's object on its own time. Until then nothing
-	// can be filled ahead.
+	// can be filled.
 	if err := st.waitBound(s.Context(), 30*time.Second); err != nil {
 		return errors.Join(fmt.Errorf("mount of %s: %w", key, err), erofs.Unmount(target))
 	}

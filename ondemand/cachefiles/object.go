@@ -55,7 +55,7 @@ func (o *object) bound() *backing {
 	return o.backing
 }
 
-// close closes the descriptor, when nobody uses it.
+// close closes the descriptor when it is not being used.
 func (o *object) close() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -96,8 +96,8 @@ func (s *Server) start() {
 	s.Go(s.cullWhenAsked)
 }
 
-// adopt takes an object that the last daemon had open. Its blob may be attached
-// yet.
+// adopt adopts an object that the last daemon had open. Its blob may be attached
+// later.
 func (s *Server) adopt(h Held) {
 	var m message
 	var err error
@@ -196,7 +196,7 @@ func (s *Server) lookup(key ondemand.Key) *ondemand.Blob {
 	if b == nil {
 		return nil
 	}
-	if _, ours := b.Backing().(*backing); !ours {
+	if _, ok := b.Backing().(*backing); !ok {
 		return nil
 	}
 	return b
@@ -215,18 +215,18 @@ func (s *Server) bind(o *object, b *ondemand.Blob) error {
 	return nil
 }
 
-// forget lets go of an object that was not opened after all.
+// forget releases an object that was not opened after all.
 func (s *Server) forget(o *object) {
 	s.mu.Lock()
 	if s.objects[o.id] == o {
 		delete(s.objects, o.id)
 	}
 	s.mu.Unlock()
-	s.letGo(o)
+	s.release(o)
 }
 
-// letGo closes all that we have of an object.
-func (s *Server) letGo(o *object) {
+// release closes all that the server has of an object.
+func (s *Server) release(o *object) {
 	if st := o.bound(); st != nil {
 		st.unbind(o)
 	}

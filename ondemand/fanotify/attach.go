@@ -63,11 +63,11 @@ func (s *Server) holes() (n int) {
 func (s *Server) Serves(b *ondemand.Blob) bool { return !b.Durable() }
 
 // Needed implements ondemand.Transport, by the marks that the kernel has: also
-// those of blobs that nobody attaches any more.
+// those of blobs that are not attached.
 func (s *Server) Needed() bool {
 	n, err := marks(s.group)
 	if err != nil {
-		s.log.Error("looking for marks", "error", err)
+		s.log.Error("the marks of the fanotify group cannot be counted", "error", err)
 	}
 	return err != nil || n > 0
 }
@@ -118,18 +118,18 @@ func (s *Server) Attach(b *ondemand.Blob, bootstrap string) error {
 // forget ends the use of what is attached.
 func (s *Server) forget(id inode, a *attached) error {
 	s.mu.Lock()
-	ours := s.attached[id] == a
-	if ours {
+	same := s.attached[id] == a
+	if same {
 		delete(s.attached, id)
 	}
 	s.mu.Unlock()
-	if !ours {
+	if !same {
 		return nil
 	}
 	return a.file.Close()
 }
 
-// detachAll lets go of all without touching the kernel's marks.
+// detachAll closes the files of all attached blobs and leaves the kernel's marks.
 func (s *Server) detachAll() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -151,7 +151,7 @@ func (s *Server) Release(b *ondemand.Blob) error {
 }
 
 // Detach implements ondemand.Transport. Without its mark holes read as zeros: a
-// blob that has any, or may have, keeps it as long as anybody can read it.
+// blob that has any, or may have, keeps it as long as a process can read it.
 func (s *Server) Detach(b *ondemand.Blob) error {
 	id, a := s.find(b)
 	if a == nil {

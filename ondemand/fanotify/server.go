@@ -98,15 +98,15 @@ func (s *Server) read() {
 	}
 }
 
-// final reports whether a read failed because of what we asked, which stays as it
-// is. Other errors are those of one event: the kernel could make no descriptor of
+// final reports whether a read failed because the call itself is wrong, so that all
+// later ones fail too. Other errors are those of one event: the kernel could make no descriptor of
 // its file, and has denied it (fanotify_user.c, fanotify_read: what is not copied
 // is answered with FAN_DENY).
 func final(err error) bool {
 	return errors.Is(err, unix.EBADF) || errors.Is(err, unix.EFAULT) || errors.Is(err, unix.EINVAL)
 }
 
-// received has what is in the inbox answered or recorded.
+// received answers or records the events in the inbox.
 func (s *Server) received(n int) {
 	fault.Point("request read")
 	s.table.Received(n)
@@ -151,11 +151,11 @@ func (s *Server) take(e event) {
 	s.Start(func() { s.serve(e, identity(&st), slot, dead) })
 }
 
-// patience is how long a write of ours that has got the number of dead events waits
-// for their fill, before they fail: it may be that fill's write itself.
+// patience is how long a write of this process that has got the number of dead events
+// waits for their fill before it denies them: it may be that fill's own write.
 const patience = time.Second
 
-// allow has a write of ours go on, behind dead events.
+// allow lets a write of this process go on, after dead events of its number.
 func (s *Server) allow(e event, dead *number, most time.Duration) {
 	if dead != nil {
 		late := time.NewTimer(most)
@@ -178,12 +178,12 @@ func (s *Server) serve(e event, id inode, slot int, dead *number) {
 		select {
 		case <-dead.answered:
 		case <-s.Context().Done():
-			return // for the successor, as the dead daemon's
+			return // for the next daemon, as the dead daemon's
 		}
 	}
 	errno := s.fill(e, id)
 	if errno != 0 && s.Leaving() {
-		return // the successor finds it in the in-flight table
+		return // the next daemon finds it in the in-flight table
 	}
 	s.answer(e, errno)
 	fault.Point("after the answer")

@@ -35,7 +35,7 @@ type node struct {
 
 // blobFS is the file system: one directory.
 type blobFS struct {
-	fuse.RawFileSystem // whatever else is asked for: ENOSYS
+	fuse.RawFileSystem // all other requests get ENOSYS
 	requests           *ondemand.Requests
 
 	mu    sync.RWMutex

@@ -145,7 +145,7 @@ func (s *Server) Detach(b *ondemand.Blob) error {
 }
 
 // Needed implements ondemand.Transport. Blobs that are not attached may have
-// mounts too, of which nobody knows but where they are loop devices'.
+// mounts too; only those on loop devices are known.
 func (s *Server) Needed() bool {
 	for _, n := range s.fs.all() {
 		if s.Serves(n.blob) {

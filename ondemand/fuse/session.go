@@ -24,15 +24,15 @@ const (
 	// replySize is room for its answer with headers.
 	replySize = maxRead + 4096
 
-	// maxAhead is what the kernel may read on by itself in a blob, which is in the
-	// order of the layer. EROFS has read ahead in its own files before. With
-	// nothing the kernel would ask for 4 KiB at a time.
+	// maxAhead is the kernel's read-ahead in a blob, in which files lie in the
+	// layer's order. EROFS has done its own read-ahead in its files before. With
+	// zero the kernel would ask for 4 KiB at a time.
 	maxAhead = 32 << 10
 
-	// maxBackground is how many reads the kernel may have under way that it does on
-	// its own time, as most are which read ahead, before it holds back all others,
-	// also of what is there: the most that INIT can say. Each is some waiting
-	// thread's. A goroutine serves each.
+	// maxBackground is how many background requests (most of those for read-ahead are)
+	// the kernel may have under way. When there are more it holds all others back,
+	// also for bytes that are there. So it is the most that INIT can say. A thread
+	// waits for each, and a goroutine serves each.
 	maxBackground = 1<<16 - 1
 
 	inHeader = 40 // struct fuse_in_header: len, opcode, unique, ...
@@ -44,7 +44,7 @@ const (
 	opBatchForget = 42
 )
 
-// InFlight is the shape of the in-flight table that a keeper holds beside the device.
+// InFlight is the shape of the in-flight table that is held beside the device.
 // The kernel demands room for a request with maxRead bytes of data, which never
 // come; what does come is a header and a name at most.
 var InFlight = inflight.Shape{
@@ -105,7 +105,7 @@ func newSession(dev *os.File, j *inflight.Table, fs *blobFS, logger *slog.Logger
 		out: sync.Pool{New: func() any { b := make([]byte, replySize); return &b }},
 	}
 	if init := j.Note(); len(init) > 0 {
-		// go-fuse is told what was agreed on; the kernel has its answer.
+		// For go-fuse to know what was agreed on; the kernel has had its answer.
 		var answer [4096]byte
 		s.proto.HandleRequest([][]byte{init}, [][]byte{answer[:]})
 	}
@@ -171,7 +171,7 @@ func (s *session) read() {
 
 // final reports whether all later reads will fail too: the session has ended, since
 // its file system was unmounted or it was aborted (fs/fuse/dev.c, fuse_dev_do_read),
-// or we ask in a wrong way.
+// or the call itself is wrong.
 func final(err error) bool {
 	for _, errno := range []unix.Errno{unix.ENODEV, unix.ECONNABORTED, unix.EBADF, unix.EFAULT, unix.EINVAL} {
 		if errors.Is(err, errno) {
@@ -233,7 +233,7 @@ func (s *session) take(m []byte) {
 		return // nodes are numbered by name: nothing to forget, and no answer
 	case opInit:
 		if err := s.table.SetNote(m); err != nil {
-			s.log.Error("the session will not outlive this process", "error", err)
+			s.log.Error("the FUSE session cannot be adopted when this daemon dies: its INIT is not recorded", "error", err)
 		}
 		s.answer(m) // before all others
 	case opInterrupt:
