@@ -42,7 +42,7 @@ type fileBacking struct {
 }
 
 // ForeignFileError says that the file at a blob's path is not the blob's. It was
-// left alone, since somebody may have it mounted or mapped. Rename it away, and
+// left alone, since a process may have it mounted or mapped. Rename it away, and
 // Open makes a new one.
 type ForeignFileError struct {
 	Path       string

@@ -147,7 +147,7 @@ func (b *Blob) Durable() bool { return b.durable.Load() }
 // not durable.
 const checkEvery = time.Second
 
-// check asks, unless somebody syncs, who will hear of it.
+// check asks, unless Sync is running, which gets the error itself.
 func (b *Blob) check() {
 	file, ok := b.backing.(*fileBacking)
 	if !ok || b.durable.Load() || time.Now().UnixNano()-b.checked.Load() < int64(checkEvery) || !b.syncing.TryLock() {

@@ -74,7 +74,6 @@ type Opened struct {
 // would wait for ever. Want is a driver's name or Auto; an earlier daemon's transport
 // of another kind is an error.
 func (l Drivers) Adopt(want string, n Node, a Adopted) (*Opened, error) {
-	defer releaseRest(n, a)
 	for _, d := range l {
 		if !d.Adopts(a) {
 			if err := release(n.Holder, a, d.Labels()); err != nil {
@@ -92,10 +91,12 @@ func (l Drivers) Adopt(want string, n Node, a Adopted) (*Opened, error) {
 		}
 		return &Opened{Transport: t, Labels: d.Labels(), Adopted: true}, nil
 	}
+	releaseRest(n, a)
 	return nil, nil
 }
 
-// releaseRest releases what no driver has taken, such as objects whose device is lost.
+// releaseRest releases what is of no use without what was released before it, such as
+// cachefiles' objects whose device is lost.
 func releaseRest(n Node, a Adopted) {
 	for label := range a {
 		n.Log.Warn("a descriptor of an earlier daemon has no use and is released", "label", label, "error", release(n.Holder, a, []string{label}))

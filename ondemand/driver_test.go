@@ -145,10 +145,9 @@ func TestFailedTransportThatIsHeld(t *testing.T) {
 	}
 }
 
-// TestAdoptReleasesWhatIsOfNoUse has half a transport be held, and something that no
-// driver knows.
+// TestAdoptReleasesWhatIsOfNoUse has half a transport be held, and what belongs to it.
 func TestAdoptReleasesWhatIsOfNoUse(t *testing.T) {
-	h := &testHolder{held: map[string]bool{"first table": true, "second device": true, "second table": true, "unknown": true}}
+	h := &testHolder{held: map[string]bool{"first table": true, "second device": true, "second table": true}}
 	first, second := &testDriver{t: t, name: "first"}, &testDriver{t: t, name: "second"}
 	a := h.adopted(t)
 	unused := a["first table"]
@@ -165,6 +164,12 @@ func TestAdoptReleasesWhatIsOfNoUse(t *testing.T) {
 	if len(a) != 0 {
 		t.Errorf("not taken: %v", a)
 	}
+	// Nothing is adopted of transports without a device.
+	h = &testHolder{held: map[string]bool{"first table": true, "second table": true, "an object of the second": true}}
+	if got, err := (Drivers{first, second}).Adopt(Auto, testNode(h), h.adopted(t)); got != nil || err != nil || len(h.held) != 0 {
+		t.Errorf("%+v, %v, held: %v", got, err, h.held)
+	}
+	h = &testHolder{held: map[string]bool{"second table": true, "second device": true}}
 	// Nothing else is adopted where the configuration wants another transport.
 	_, err = Drivers{first, second}.Adopt("first", testNode(h), h.adopted(t))
 	if err == nil || !strings.Contains(err.Error(), "mounted with transport second") {

@@ -11,7 +11,7 @@ import (
 // Options bound what an Engine does at once. Zero values mean the defaults.
 type Options struct {
 	Fetches    int           // places for fetches on the node; 16. Each group has one besides
-	Background int           // of these, at most so many for filling ahead; 4
+	Background int           // of these, at most so many for what no reader waits for; 4
 	PerGroup   int           // of these, at most so many for one group; three quarters
 	MaxFetch   int64         // bytes of blob in one fetch; 4 MiB
 	Timeout    time.Duration // how long a fetch may take once it has a place; 2 minutes
@@ -150,8 +150,8 @@ func (e *Engine) Open(c BlobConfig) (*Blob, error) {
 }
 
 // Sync makes what is filled survive a loss of power, one blob after the other,
-// until ctx ends. It is for whoever has time: often, so that a reboot finds most
-// of what there was, and so that a disk that fails to write is heard of early.
+// until ctx ends. It should be called often, so that most of it survives a reboot, and
+// a disk that fails to write is noticed early.
 func (e *Engine) Sync(ctx context.Context) error {
 	var errs []error
 	for _, b := range e.All() {

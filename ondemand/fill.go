@@ -23,7 +23,7 @@ type flight struct {
 }
 
 // errAbandoned ends a flight whose last waiter has left.
-var errAbandoned = errors.New("nobody waits for the fetch any more")
+var errAbandoned = errors.New("no reader waits for the fetch any more")
 
 // errNotBrought ends the wait for what a source has promised.
 var errNotBrought = errors.New("source ended without an error and without the span")
@@ -32,7 +32,7 @@ var errNotBrought = errors.New("source ended without an error and without the sp
 // past the blob's end is cut there.
 func (b *Blob) Fill(ctx context.Context, off, n int64) error { return b.fill(ctx, off, n, true) }
 
-// FillAhead is Fill for what nobody waits for yet: it goes behind what readers
+// FillAhead is Fill for what no reader waits for yet: it goes behind what readers
 // wait for.
 func (b *Blob) FillAhead(ctx context.Context, off, n int64) error {
 	return b.fill(ctx, off, n, false)
@@ -81,7 +81,7 @@ func (b *Blob) join(first, last int64, urgent bool) ([]*pending, error) {
 			from, to := b.source.Grow(span, end, urgent)
 			b.mu.Lock()
 			if b.closed || b.taken(span) {
-				continue // somebody was faster
+				continue // another goroutine was faster
 			}
 			p = b.start(span, b.gap(span, end), from, to, urgent)
 		}
@@ -98,7 +98,7 @@ func (b *Blob) join(first, last int64, urgent bool) ([]*pending, error) {
 	return wait, nil
 }
 
-// gap is the end of the holes from a span on that nobody fetches, at most last
+// gap is the end of the holes from a span on that no flight brings, at most last
 // and at most what one fetch brings.
 func (b *Blob) gap(span, last int64) int64 {
 	end := span + 1
@@ -182,7 +182,7 @@ func (b *Blob) write(span int64, data []byte) error {
 }
 
 // finish answers those who wait for spans of a flight that were not brought, and
-// reports whether that is a failure. It is one step: nobody joins what has
+// reports whether that is a failure. It is one step, so that no reader joins a flight that has
 // failed.
 func (b *Blob) finish(f *flight, err error) (failed bool) {
 	b.mu.Lock()

@@ -57,8 +57,8 @@ type Transport interface {
 	// is true the descriptors of the transport must be held.
 	Needed() bool
 	// Failed gets the reason when the transport can take no more requests for
-	// good. The process must end then, for another to take over: until one does,
-	// readers wait.
+	// good. The process must end then, for the next daemon to adopt what is held; until
+	// then readers wait.
 	Failed() <-chan error
 	// Drain takes no more requests and waits a while until those taken are
 	// answered. The others, and those that come later, are left for the next

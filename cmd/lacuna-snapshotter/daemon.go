@@ -49,7 +49,7 @@ func run(ctx context.Context, c *config.Config) error {
 	}
 
 	for _, doubt := range doubts(c) {
-		log.Warn("this will go wrong", "reason", doubt)
+		log.Warn("the daemon can start, but part of it will not work", "reason", doubt)
 	}
 	client, err := registry.New(registryOptions(c, log))
 	if err != nil {
@@ -102,7 +102,7 @@ func run(ctx context.Context, c *config.Config) error {
 		}
 		return errors.Join(err, end(holders, sockets, opened.Adopted || transport.Needed()), transport.Close())
 	}
-	transport.Recover() // what a dead daemon has left is answered meanwhile
+	transport.Recover() // requests that a dead daemon has left are answered meanwhile
 	log.Info("ready to serve", "version", version.String(), "root", c.Root, "transport", transport.Name())
 	err = serve(ctx, c, log, sockets, snapshotter, &status{
 		started: time.Now(), root: c.Root, transport: transport, passedOver: opened.PassedOver, holders: holders, layers: layers, snapshotter: snapshotter, engine: engine, client: client,
@@ -144,7 +144,7 @@ func registryOptions(c *config.Config, log *slog.Logger) registry.Options {
 				log.Info("a registry answers again", "registry", t.Registry, "since", t.Since)
 				return
 			}
-			log.Warn("a registry does not answer as it should; its readers wait", "registry", t.Registry, "error", t.Error)
+			log.Warn("a registry does not answer requests, or answers with errors; readers of its layers wait", "registry", t.Registry, "error", t.Error)
 		},
 	}
 }
@@ -173,7 +173,7 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger, on socket.Li
 	g.Go(func() error {
 		select {
 		case err := <-st.transport.Failed():
-			return fmt.Errorf("transport %s reads no more requests; the next daemon takes over: %w", st.transport.Name(), err)
+			return fmt.Errorf("transport %s reads no more requests; the next daemon adopts it: %w", st.transport.Name(), err)
 		case <-gctx.Done():
 			return nil
 		}
@@ -203,6 +203,6 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger, on socket.Li
 
 func notify(log *slog.Logger, state string) {
 	if _, err := daemon.SdNotify(false, state); err != nil {
-		log.Warn("telling systemd", "state", state, "error", err)
+		log.Warn("systemd could not be notified", "state", state, "error", err)
 	}
 }
