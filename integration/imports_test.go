@@ -34,7 +34,7 @@ var allowed = map[string][]string{
 	"internal/statusapi":            {"fetcher/registry", "ondemand", "snapshot"},
 	"fetcher/layertest":             {},
 	"fetcher/registry/registrytest": {},
-	"ondemand/transporttest":        {"erofs", "fetcher/layertest", "internal/hostcheck", "ondemand"},
+	"ondemand/transporttest":        {"erofs", "fetcher/layertest", "internal/descriptor", "internal/hostcheck", "ondemand"},
 	"integration/images/pause":      {},
 	"integration/images/probe":      {},
 	"integration/images/reader":     {},

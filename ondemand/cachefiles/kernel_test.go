@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -74,6 +75,34 @@ func TestConformance(t *testing.T) {
 			return s
 		},
 	})
+}
+
+// TestDriver needs a kernel that restores requests: the reader is left to the next
+// daemon.
+func TestDriver(t *testing.T) {
+	needKernel(t)
+	dev := bound(t, Config{Dir: t.TempDir(), Tag: "test"})
+	restores := Restores(dev)
+	dev.Close()
+	if !restores {
+		t.Skip("this kernel cannot restore requests")
+	}
+	transporttest.RunDriver(t, func(dir string) ondemand.Driver {
+		return patient{Driver{Config{Dir: filepath.Join(dir, "cache"), Tag: "test"}}}
+	})
+}
+
+// patient is the driver where the device may just have been closed.
+type patient struct{ Driver }
+
+func (p patient) Open(n ondemand.Node) (ondemand.Transport, []syscall.Conn, error) {
+	for {
+		t, files, err := p.Driver.Open(n)
+		if !errors.Is(err, unix.EBUSY) {
+			return t, files, err
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
 }
 
 // node is a server with its cache, and layers mounted through it.

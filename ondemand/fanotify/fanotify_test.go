@@ -142,3 +142,8 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+func TestDriver(t *testing.T) {
+	needKernel(t)
+	transporttest.RunDriver(t, func(dir string) ondemand.Driver { return Driver{Dir: dir} })
+}

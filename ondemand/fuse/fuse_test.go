@@ -60,3 +60,14 @@ func TestConformance(t *testing.T) {
 
 // unmount takes down a session whose blobs a test has left attached.
 func unmount(dir string) { _ = unix.Unmount(dir, unix.MNT_DETACH) }
+
+func TestDriver(t *testing.T) {
+	needFUSE(t)
+	for name, loop := range map[string]bool{"file": false, "loop": true} {
+		t.Run(name, func(t *testing.T) {
+			transporttest.RunDriver(t, func(dir string) ondemand.Driver {
+				return Driver{Dir: filepath.Join(dir, "fuse"), Loop: loop, ChangeLoop: erofs.ChangeLoop}
+			})
+		})
+	}
+}
