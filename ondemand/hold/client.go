@@ -30,8 +30,8 @@ var errNone = errors.New("no keeper")
 var errDead = errors.New("the keeper is dead")
 
 // connect finds the keeper that listens on a socket.
-func connect(socket string) (*keeper, error) {
-	conn, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: socket, Net: "unixpacket"})
+func connect(path string) (*keeper, error) {
+	conn, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: path, Net: "unixpacket"})
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {
 		return nil, errNone
 	}
