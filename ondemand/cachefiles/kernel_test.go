@@ -44,8 +44,8 @@ func testLog(t *testing.T) *slog.Logger {
 	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 }
 
-// bound opens the device. A cache that was just let go of takes the kernel a
-// moment.
+// bound opens the device. The kernel takes a moment to release a cache that was just
+// closed.
 func bound(t *testing.T, c Config) *os.File {
 	t.Helper()
 	var dev *os.File

@@ -41,7 +41,7 @@ type Server struct {
 	fs      *blobFS
 	session *session
 	loops   *loops
-	leave   context.CancelFunc // of loops
+	endMove context.CancelFunc // ends what loops waits for
 	loop    bool
 	*ondemand.Requests
 
@@ -52,14 +52,14 @@ type Server struct {
 // now on, until Close.
 func Serve(dev *os.File, j *inflight.Table, o Options) (*Server, error) {
 	r := ondemand.NewRequests(o.Log, true)
-	taking, leave := context.WithCancel(r.Context())
+	taking, endMove := context.WithCancel(r.Context())
 	s := &Server{
-		dir: o.Dir, log: o.Log, loop: o.Loop, leave: leave, fs: newFS(r), Requests: r,
+		dir: o.Dir, log: o.Log, loop: o.Loop, endMove: endMove, fs: newFS(r), Requests: r,
 		loops: &loops{change: o.ChangeLoop, ctx: taking, devices: o.Loops},
 	}
 	var err error
 	if s.session, err = newSession(dev, j, s.fs, o.Log); err != nil {
-		leave()
+		endMove()
 		return nil, errors.Join(err, dev.Close(), j.Close())
 	}
 	s.session.start()
@@ -158,7 +158,7 @@ func (s *Server) Needed() bool {
 // Drain implements ondemand.Transport.
 func (s *Server) Drain() {
 	s.Leave()
-	s.leave()
+	s.endMove()
 	s.stopping.Do(s.session.stop)
 	s.Wait()
 }
