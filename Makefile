@@ -83,7 +83,7 @@ vm-test: tools
 # with its own "context deadline exceeded".
 fuzz:
 	@for t in ./erofs:FuzzReadTar ./erofs:FuzzCheck ./fetcher/inflate:FuzzReader ./fetcher/inflate:FuzzExpand \
-		./fetcher/index:FuzzDecodeHead ./fetcher/index:FuzzMap ./fetcher/predict:FuzzImports ./ondemand/fanotify:FuzzDecode ./ondemand/cachefiles:FuzzDecode; do \
+		./fetcher/index:FuzzDecodeHead ./fetcher/index:FuzzMap ./fetcher/predict:FuzzImports ./ondemand:FuzzRecord ./ondemand/fanotify:FuzzDecode ./ondemand/cachefiles:FuzzDecode; do \
 		echo "fuzz $$t"; \
 		$(GO) test -run '^$$' -fuzz "^$${t#*:}$$" -fuzztime $(FUZZ_TIME) -fuzzminimizetime 20x "$${t%:*}" || exit 1; \
 	done

@@ -10,7 +10,7 @@ import (
 
 	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
 	"github.com/lacuna-snapshotter/lacuna/internal/procs"
-	"github.com/lacuna-snapshotter/lacuna/ondemand/keeper"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold"
 )
 
 // ownDisk gives the daemon's root a file system of its own.
@@ -45,7 +45,7 @@ func (n *node) killHolders() {
 	for _, pid := range pids {
 		err = errors.Join(err, unix.Kill(pid, unix.SIGKILL))
 	}
-	if err := errors.Join(err, keeper.EndAnchors(n.daemon.Root)); err != nil {
+	if err := errors.Join(err, hold.EndAnchors(n.daemon.Root)); err != nil {
 		n.t.Fatal(err)
 	}
 }

@@ -18,13 +18,13 @@ type Blob struct {
 	source   Source
 	group    string
 	engine   *Engine
-	store    Store
+	backing  Backing
 	durable  atomic.Bool
 	checked  atomic.Int64 // when, in Unix nanoseconds
 
-	// syncing is held while the store syncs or is closed.
+	// syncing is held while the backing syncs or is closed.
 	syncing sync.Mutex
-	shut    bool // the store is closed; guarded by syncing
+	shut    bool // the backing is closed; guarded by syncing
 
 	mu        sync.Mutex
 	pending   map[int64]*pending // by span
@@ -55,7 +55,7 @@ var ErrClosed = errors.New("blob is closed")
 // Key returns the blob's key.
 func (b *Blob) Key() Key { return b.key }
 
-// Path returns the cache file's path. Where a transport has its own store, there
+// Path returns the cache file's path. Where a transport has its own backing, there
 // is no file.
 func (b *Blob) Path() string { return b.path }
 
@@ -64,12 +64,12 @@ func (b *Blob) Size() int64 { return b.size }
 
 // Filled returns how many bytes are filled, up to a span more than there are.
 func (b *Blob) Filled() int64 {
-	return min(b.size, b.store.Count()*b.spanSize)
+	return min(b.size, b.backing.Count()*b.spanSize)
 }
 
 // FirstHole returns the offset of the first span that is not filled, or the
 // size.
-func (b *Blob) FirstHole() int64 { return min(b.size, b.store.FirstHole()*b.spanSize) }
+func (b *Blob) FirstHole() int64 { return min(b.size, b.backing.FirstHole()*b.spanSize) }
 
 // Completed is closed when the blob has no holes left. After a LostError it has
 // some, and the channel is another one: ask again.
@@ -97,16 +97,16 @@ func (b *Blob) isComplete() bool {
 	}
 }
 
-// Refresh looks at the store again: a transport calls it when the store has
+// Refresh looks at the backing again: a transport calls it when the backing has
 // come to know of spans by itself.
 func (b *Blob) Refresh() {
-	if b.store.Count() < b.spans {
+	if b.backing.Count() < b.spans {
 		return
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	// Once more: spans may have been lost meanwhile.
-	if b.store.Count() == b.spans && !b.isComplete() {
+	if b.backing.Count() == b.spans && !b.isComplete() {
 		close(b.completed)
 	}
 }
@@ -129,7 +129,7 @@ func (b *Blob) Sync() error {
 		return lost
 	}
 	complete := b.Complete()
-	err := b.took(b.store.Sync())
+	err := b.took(b.backing.Sync())
 	if err == nil && complete {
 		b.durable.Store(true)
 	}
@@ -147,20 +147,20 @@ func (b *Blob) Durable() bool { return b.durable.Load() }
 // not durable.
 const checkEvery = time.Second
 
-// check asks, unless somebody syncs, who will hear of it.
+// check asks, unless Sync is running, which gets the error itself.
 func (b *Blob) check() {
-	store, ok := b.store.(*fileStore)
+	file, ok := b.backing.(*fileBacking)
 	if !ok || b.durable.Load() || time.Now().UnixNano()-b.checked.Load() < int64(checkEvery) || !b.syncing.TryLock() {
 		return
 	}
 	defer b.syncing.Unlock()
 	b.checked.Store(time.Now().UnixNano())
 	if !b.shut {
-		_ = b.took(store.check()) // what is lost is fetched again
+		_ = b.took(file.check()) // what is lost is fetched again
 	}
 }
 
-// took takes note of what a sync or a check of the store has lost, and returns
+// took takes note of what a sync or a check of the backing has lost, and returns
 // its error.
 func (b *Blob) took(err error) error {
 	var lost *LostError
@@ -183,12 +183,12 @@ func (b *Blob) lostSoFar() (int, error) {
 	return b.losses, b.lost
 }
 
-// Store returns what the blob's bytes are kept in, for the transport that made
+// Backing returns what the blob's bytes are kept in, for the transport that made
 // it.
-func (b *Blob) Store() Store { return b.store }
+func (b *Blob) Backing() Backing { return b.backing }
 
 // Allocated is how many bytes of disk the blob takes.
-func (b *Blob) Allocated() (int64, error) { return b.store.Allocated() }
+func (b *Blob) Allocated() (int64, error) { return b.backing.Allocated() }
 
 // Close ends fetches, waits for them and for a Sync under way, and closes the
 // file. Fills fail from now on. It does not sync.
@@ -208,7 +208,7 @@ func (b *Blob) Close() error {
 	b.syncing.Lock()
 	defer b.syncing.Unlock()
 	b.shut = true
-	err := b.store.Close()
+	err := b.backing.Close()
 	b.engine.free(b.key)
 	return err
 }

@@ -17,10 +17,11 @@ type budget struct {
 	perGroupBackground int // of these, at most so many for background work
 
 	groups map[string]*group
-	round  []*group // all of them; who was given a place goes to the end
+	round  []*group // all of them; the one that got a place goes to the end
 }
 
-// group is those who share a fate: a dead one must leave others their places.
+// group is the turns of one registry's blobs: if it does not answer, other groups must
+// keep their places.
 type group struct {
 	name       string
 	turns      int       // that are not over
@@ -120,7 +121,7 @@ func (b *budget) take(g *group, p place, n int) {
 	}
 }
 
-// leave forgets a group that nobody is of any more.
+// leave forgets a group without turns.
 func (b *budget) leave(g *group) {
 	g.turns--
 	if g.turns == 0 {

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// disk is what a fileStore asks of the file system. Tests have one that fails,
+// disk is what a fileBacking asks of the file system. Tests have one that fails,
 // and that loses what was not synced.
 type disk interface {
 	// open opens a file for reading and writing. It makes a missing one.

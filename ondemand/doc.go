@@ -1,5 +1,5 @@
-// Package ondemand fills holes: a reader in the kernel waits for bytes of a
-// blob, and somebody has to bring them, once, verified, and answer.
+// Package ondemand fills holes: a reader in the kernel waits for bytes of a blob. The
+// engine has them fetched once, verified and written, and then the reader is answered.
 //
 // # Model
 //
@@ -17,7 +17,9 @@
 //
 // A [Transport] carries the kernel's requests here and the answers back, in one
 // of the kernel's dialects; its contract is written there, and package
-// transporttest checks it.
+// transporttest checks it. What transports have in common is [Requests]. A [Driver]
+// opens one, and [Drivers] chooses. How a transport outlives the daemon is the subject
+// of package hold.
 //
 // # Which fetch runs
 //
@@ -26,7 +28,7 @@
 // one place of its own, which only readers get. So whatever other hosts do, dead
 // or slow, a reader of this one has at least that place, and fetches at once are
 // at most the node's places and one for each group. Within a group, what readers
-// wait for goes before what is filled ahead; groups take turns. A fetch that
+// wait for goes before what no reader waits for; groups take turns. A fetch that
 // waits before it tries again gives its place back meanwhile, see [Sleep].
 //
 // A fetch's time runs from when it first gets a place. Until then only the
@@ -35,7 +37,7 @@
 // # What is filled, and how we know
 //
 // Bytes are written to the blob file first, then the span's bit is set in the
-// running record, so whoever sees the bit finds the bytes. That order holds for
+// running record, so a daemon that sees the bit finds the bytes. That order holds for
 // a process that dies at any instruction, since both are in the page cache by
 // then and the kernel outlives us. It does not hold for a machine that loses
 // power. Therefore the running record is trusted only under the boot ID that it
@@ -48,8 +50,8 @@
 //
 // A stop does not sync: the running record is enough for the next daemon of this
 // boot, and syncing hundreds of blobs takes longer than a service manager waits.
-// Whoever has time calls [Engine.Sync], or [Blob.Sync]; what a reboot finds is
-// what they have reached.
+// Package snapshot calls [Engine.Sync] and [Blob.Sync] from time to time; after a
+// reboot the spans are there that the last of these covered.
 //
 // # A failed sync
 //
@@ -61,12 +63,12 @@
 // written again. A span whose bytes were being written meanwhile is written once
 // more.
 //
-// The kernel tells each failure to those who have the file open, and after it has
-// been told to one, not to who opens the file later. A daemon that dies between
+// The kernel reports each failure to the processes that have the file open. Once it
+// has been reported, a process that opens the file later is not told. A daemon that dies between
 // the kernel's word and its own would take it along. So before a sync the running
 // record is marked as doubtful, and the mark is synced; it is taken away when the
-// outcome is dealt with. Who opens a doubtful record believes the durable one
-// alone. Where the record cannot be written back either, the mark stays. Between
+// outcome is dealt with. A daemon that opens a doubtful record believes the
+// durable one alone. Where the record cannot be written back either, the mark stays. Between
 // two synced marks bits are only added to the running record, so an old page of
 // it, which the same disk may give back, says less than the truth, never more.
 //
@@ -86,7 +88,7 @@
 // see identity.go. Where the blob file was removed, replaced, copied or restored
 // with its records beside it, they are not believed, and every span is a hole.
 // A blob file of size zero is new, or has lost its bytes: its records are removed
-// before it gets its size. One of another size is not ours, and somebody may have
+// before it gets its size. One of another size is not ours, and a process may have
 // it mapped: it is left alone, and Open fails with [ForeignFileError].
 //
 // # Failure

@@ -11,7 +11,7 @@ import (
 // Options bound what an Engine does at once. Zero values mean the defaults.
 type Options struct {
 	Fetches    int           // places for fetches on the node; 16. Each group has one besides
-	Background int           // of these, at most so many for filling ahead; 4
+	Background int           // of these, at most so many for what no reader waits for; 4
 	PerGroup   int           // of these, at most so many for one group; three quarters
 	MaxFetch   int64         // bytes of blob in one fetch; 4 MiB
 	Timeout    time.Duration // how long a fetch may take once it has a place; 2 minutes
@@ -106,14 +106,14 @@ type BlobConfig struct {
 	// Group is what the blob shares a budget of fetches with: all that fails or
 	// is slow together, as the registry's host.
 	Group string
-	// Store, where it is not nil, takes the bytes in place of the file at Path.
+	// Backing, where it is not nil, takes the bytes in place of the file at Path.
 	// The blob closes it.
-	Store Store
+	Backing Backing
 }
 
 func (c BlobConfig) spans() int64 { return (c.Size + c.SpanSize - 1) / c.SpanSize }
 
-// Open opens a blob and its store. A cache file is made where it is missing,
+// Open opens a blob and its backing. A cache file is made where it is missing,
 // and is open for reading and writing until Close: a transport that marks it
 // does so after Open, so that our own writes go unmarked. A file that is there
 // and cannot be the blob's is a ForeignFileError.
@@ -122,36 +122,36 @@ func (e *Engine) Open(c BlobConfig) (*Blob, error) {
 		return nil, fmt.Errorf("blob %s: %d bytes in spans of %d", c.Key, c.Size, c.SpanSize)
 	}
 	if err := e.reserve(c.Key); err != nil {
-		if c.Store != nil {
-			err = errors.Join(err, c.Store.Close())
+		if c.Backing != nil {
+			err = errors.Join(err, c.Backing.Close())
 		}
 		return nil, err
 	}
-	if c.Store == nil {
-		store, err := openFile(e.disk, c, e.opts.BootID)
+	if c.Backing == nil {
+		backing, err := openFile(e.disk, c, e.opts.BootID)
 		if err != nil {
 			e.free(c.Key)
 			return nil, fmt.Errorf("open blob %s: %w", c.Key, err)
 		}
-		c.Store = store
+		c.Backing = backing
 	}
 	b := &Blob{
 		key: c.Key, path: c.Path, size: c.Size, spanSize: c.SpanSize,
 		spans: c.spans(), source: c.Source, group: c.Group,
-		engine: e, store: c.Store, pending: map[int64]*pending{},
+		engine: e, backing: c.Backing, pending: map[int64]*pending{},
 		completed: make(chan struct{}),
 	}
 	b.Refresh()
-	if store, ok := c.Store.(*fileStore); ok && b.Complete() && store.allDurable() {
-		b.durable.Store(store.name() == nil) // else Sync says why
+	if file, ok := c.Backing.(*fileBacking); ok && b.Complete() && file.allDurable() {
+		b.durable.Store(file.name() == nil) // else Sync says why
 	}
 	e.set(c.Key, b)
 	return b, nil
 }
 
 // Sync makes what is filled survive a loss of power, one blob after the other,
-// until ctx ends. It is for whoever has time: often, so that a reboot finds most
-// of what there was, and so that a disk that fails to write is heard of early.
+// until ctx ends. It should be called often, so that most of it survives a reboot, and
+// a disk that fails to write is noticed early.
 func (e *Engine) Sync(ctx context.Context) error {
 	var errs []error
 	for _, b := range e.All() {

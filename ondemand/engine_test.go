@@ -90,7 +90,7 @@ func openBlob(t *testing.T, opts Options, s *fakeSource, dir string) (*Engine, *
 func checkFile(t *testing.T, b *Blob, s *fakeSource, off, n int64) {
 	t.Helper()
 	got := make([]byte, n)
-	if _, err := b.store.(*fileStore).file.ReadAt(got, off); err != nil || !bytes.Equal(got, s.data[off:off+n]) {
+	if _, err := b.backing.(*fileBacking).file.ReadAt(got, off); err != nil || !bytes.Equal(got, s.data[off:off+n]) {
 		t.Errorf("[%d,+%d) is wrong: %v", off, n, err)
 	}
 }
@@ -467,7 +467,7 @@ func TestPowerLoss(t *testing.T) {
 				if err := b.Sync(); err != nil {
 					t.Fatal(err)
 				}
-				if _, err := b.store.(*fileStore).file.ReadAt(synced, 0); err != nil {
+				if _, err := b.backing.(*fileBacking).file.ReadAt(synced, 0); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -503,7 +503,7 @@ func TestPowerLoss(t *testing.T) {
 		again := newSource(64 * testSpan)
 		_, b2 := openBlob(t, Options{BootID: bootB}, again, after)
 		for i := range int64(64) {
-			if b2.store.Has(i) && !bytes.Equal(now[i*testSpan:(i+1)*testSpan], s.data[i*testSpan:(i+1)*testSpan]) {
+			if b2.backing.Has(i) && !bytes.Equal(now[i*testSpan:(i+1)*testSpan], s.data[i*testSpan:(i+1)*testSpan]) {
 				t.Fatalf("round %d: span %d counts as filled and is lost", round, i)
 			}
 		}

@@ -49,7 +49,7 @@ func wrong(d *memDisk, b *Blob, s *fakeSource) error {
 	got := d.names["blob"].cache
 	for i := range b.spans {
 		end := min((i+1)*testSpan, int64(len(s.data)))
-		if b.store.Has(i) && !bytes.Equal(got[i*testSpan:end], s.data[i*testSpan:end]) {
+		if b.backing.Has(i) && !bytes.Equal(got[i*testSpan:end], s.data[i*testSpan:end]) {
 			return fmt.Errorf("span %d counts as filled and is wrong", i)
 		}
 	}
@@ -248,16 +248,16 @@ func TestBytesWrittenWhileASyncFails(t *testing.T) {
 	if err := b.Fill(t.Context(), 0, testSpan); err != nil {
 		t.Fatal(err)
 	}
-	store := b.store.(*fileStore)
-	mark := store.mark()
-	if _, err := store.file.WriteAt(s.data[testSpan:], testSpan); err != nil {
+	file := b.backing.(*fileBacking)
+	mark := file.mark()
+	if _, err := file.file.WriteAt(s.data[testSpan:], testSpan); err != nil {
 		t.Fatal(err)
 	}
 	d.faults = map[int]faultKind{d.step + 3: failCall}
 	if err := b.Sync(); err == nil {
 		t.Fatal("no error")
 	}
-	if ok, err := store.set(1, mark); ok || err != nil || store.Has(1) {
+	if ok, err := file.set(1, mark); ok || err != nil || file.Has(1) {
 		t.Errorf("the span counts as filled: %v, %v", ok, err)
 	}
 }

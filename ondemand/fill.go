@@ -23,7 +23,7 @@ type flight struct {
 }
 
 // errAbandoned ends a flight whose last waiter has left.
-var errAbandoned = errors.New("nobody waits for the fetch any more")
+var errAbandoned = errors.New("no reader waits for the fetch any more")
 
 // errNotBrought ends the wait for what a source has promised.
 var errNotBrought = errors.New("source ended without an error and without the span")
@@ -32,7 +32,7 @@ var errNotBrought = errors.New("source ended without an error and without the sp
 // past the blob's end is cut there.
 func (b *Blob) Fill(ctx context.Context, off, n int64) error { return b.fill(ctx, off, n, true) }
 
-// FillAhead is Fill for what nobody waits for yet: it goes behind what readers
+// FillAhead is Fill for what no reader waits for yet: it goes behind what readers
 // wait for.
 func (b *Blob) FillAhead(ctx context.Context, off, n int64) error {
 	return b.fill(ctx, off, n, false)
@@ -70,7 +70,7 @@ func (b *Blob) join(first, last int64, urgent bool) ([]*pending, error) {
 		if b.closed {
 			return nil, ErrClosed // and Close ends what we wait for
 		}
-		if b.store.Has(span) {
+		if b.backing.Has(span) {
 			span++
 			continue
 		}
@@ -81,7 +81,7 @@ func (b *Blob) join(first, last int64, urgent bool) ([]*pending, error) {
 			from, to := b.source.Grow(span, end, urgent)
 			b.mu.Lock()
 			if b.closed || b.taken(span) {
-				continue // somebody was faster
+				continue // another goroutine was faster
 			}
 			p = b.start(span, b.gap(span, end), from, to, urgent)
 		}
@@ -98,7 +98,7 @@ func (b *Blob) join(first, last int64, urgent bool) ([]*pending, error) {
 	return wait, nil
 }
 
-// gap is the end of the holes from a span on that nobody fetches, at most last
+// gap is the end of the holes from a span on that no flight brings, at most last
 // and at most what one fetch brings.
 func (b *Blob) gap(span, last int64) int64 {
 	end := span + 1
@@ -135,7 +135,7 @@ func (b *Blob) start(first, last, from, to int64, urgent bool) *pending {
 }
 
 // taken reports whether a span is filled or in flight.
-func (b *Blob) taken(span int64) bool { return b.pending[span] != nil || b.store.Has(span) }
+func (b *Blob) taken(span int64) bool { return b.pending[span] != nil || b.backing.Has(span) }
 
 // fly fetches and answers every span of the flight.
 func (b *Blob) fly(ctx context.Context, f *flight) {
@@ -146,7 +146,7 @@ func (b *Blob) fly(ctx context.Context, f *flight) {
 		err = b.fetch(ctx, f)
 	}
 	f.turn.done()
-	if b.settle(f, err) {
+	if b.finish(f, err) {
 		b.engine.failed.Add(1)
 	}
 }
@@ -174,17 +174,17 @@ func (b *Blob) write(span int64, data []byte) error {
 	if int64(len(data)) != min(b.spanSize, b.size-off) {
 		return fmt.Errorf("source brought %d bytes for span %d", len(data), span)
 	}
-	if err := b.store.Put(span, data); err != nil {
+	if err := b.backing.Put(span, data); err != nil {
 		return err
 	}
 	b.Refresh()
 	return nil
 }
 
-// settle answers those who wait for spans of a flight that were not brought, and
-// reports whether that is a failure. It is one step: nobody joins what has
+// finish answers those who wait for spans of a flight that were not brought, and
+// reports whether that is a failure. It is one step, so that no reader joins a flight that has
 // failed.
-func (b *Blob) settle(f *flight, err error) (failed bool) {
+func (b *Blob) finish(f *flight, err error) (failed bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {

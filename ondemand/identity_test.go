@@ -99,10 +99,10 @@ func TestOtherSpans(t *testing.T) {
 		}
 		e.disk = d
 		b, err := e.Open(c)
-		if err != nil || b.store.Count() != i {
+		if err != nil || b.backing.Count() != i {
 			t.Fatalf("daemon %d: %v", i, err)
 		}
-		if err := errors.Join(b.store.Put(i, s.data[i*c.SpanSize:(i+1)*c.SpanSize]), b.Close()); err != nil {
+		if err := errors.Join(b.backing.Put(i, s.data[i*c.SpanSize:(i+1)*c.SpanSize]), b.Close()); err != nil {
 			t.Fatal(err)
 		}
 	}

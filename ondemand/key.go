@@ -27,7 +27,7 @@ type ExistsError struct{ Key Key }
 
 func (e ExistsError) Error() string { return fmt.Sprintf("blob %s is already open", e.Key) }
 
-// reserve takes a key, so that nobody else touches its blob's files.
+// reserve takes a key, so that no other Open touches its blob's files.
 func (t *Table) reserve(k Key) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()

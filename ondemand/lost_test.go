@@ -68,12 +68,12 @@ func (d *fullDisk) check(b *Blob, s *fakeSource) {
 	}
 	wrong := 0
 	for i := range b.spans {
-		if b.store.Has(i) && !bytes.Equal(content[i*testSpan:(i+1)*testSpan], s.data[i*testSpan:(i+1)*testSpan]) {
+		if b.backing.Has(i) && !bytes.Equal(content[i*testSpan:(i+1)*testSpan], s.data[i*testSpan:(i+1)*testSpan]) {
 			wrong++
 		}
 	}
 	if wrong > 0 {
-		d.t.Errorf("%d spans of %d count as filled and are wrong", wrong, b.store.Count())
+		d.t.Errorf("%d spans of %d count as filled and are wrong", wrong, b.backing.Count())
 	}
 }
 

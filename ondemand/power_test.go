@@ -58,7 +58,7 @@ func TestPowerLossOnDisk(t *testing.T) {
 				}
 			}
 		}
-		filled := b.store.Count()
+		filled := b.backing.Count()
 		sh(`cp --sparse=always "$1" "$2"`, disk, copied)
 		if err := errors.Join(b.Close(), unix.Unmount(live, 0)); err != nil {
 			t.Fatal(err)
@@ -79,11 +79,11 @@ func TestPowerLossOnDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i := range int64(256) {
-			if b2.store.Has(i) && !bytes.Equal(content[i*testSpan:(i+1)*testSpan], s.data[i*testSpan:(i+1)*testSpan]) {
+			if b2.backing.Has(i) && !bytes.Equal(content[i*testSpan:(i+1)*testSpan], s.data[i*testSpan:(i+1)*testSpan]) {
 				t.Fatalf("round %d: span %d counts as filled and is lost", round, i)
 			}
 		}
-		lost += int(filled - b2.store.Count())
+		lost += int(filled - b2.backing.Count())
 		if err := b2.Fill(t.Context(), 0, int64(len(s.data))); err != nil {
 			t.Fatal(err)
 		}

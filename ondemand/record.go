@@ -81,7 +81,7 @@ func openRecord(d disk, path string, h header, data file) (_ *record, err error)
 		running[i] |= b
 	}
 	r.replace(running)
-	// An earlier daemon may have died before it heard of an error.
+	// An earlier daemon may have died before the kernel told it of an error.
 	var lost *LostError
 	if err := r.check(data); err != nil && !errors.As(err, &lost) {
 		return nil, err
@@ -158,7 +158,8 @@ func (r *record) sync(data file) error {
 }
 
 // check is a sync's look at errors, without its writing. The record is in doubt
-// meanwhile: the kernel does not tell the next daemon what it has told us.
+// meanwhile: the kernel does not report to the next daemon what it has reported to this
+// one.
 func (r *record) check(data file) error {
 	if r.allDurable() {
 		return nil

@@ -2,17 +2,22 @@ package ondemand
 
 import (
 	"errors"
-	"log/slog"
-	"sync"
-	"time"
+	"fmt"
 )
 
 // ErrBusy says that a blob cannot be detached: a file system of it can still be
 // read.
 var ErrBusy = errors.New("its file system is still in use")
 
+// Busy is Detach's error for a blob whose file system is in use, or for which that
+// cannot be told, for a reason.
+func Busy(b *Blob, reason error) error {
+	return fmt.Errorf("detach %s: %w", b.Key(), errors.Join(ErrBusy, reason))
+}
+
 // Transport connects readers in the kernel to blobs. Its kinds are packages of
-// their own; all pass package transporttest.
+// their own; all pass package transporttest. What only some can do are optional
+// interfaces: Backer, Reviver and Releaser.
 //
 // The contract:
 //
@@ -25,9 +30,6 @@ var ErrBusy = errors.New("its file system is still in use")
 type Transport interface {
 	// Name is the transport's name in configuration and logs.
 	Name() string
-	// Store makes the store that a blob on this transport must have, or nil
-	// where that is a file.
-	Store(key Key, size, spanSize int64) (Store, error)
 	// Attach makes the kernel ask for the blob's holes from now on. It is
 	// called before Mount, and for a blob whose mount has outlived an earlier
 	// daemon. The bootstrap is a complete file with the metadata of the file
@@ -36,70 +38,96 @@ type Transport interface {
 	// Mount mounts an attached blob's file system at target.
 	Mount(b *Blob, bootstrap, target string) error
 	// Serves reports whether a mount of the blob needs the transport's answers, now
-	// or, where it is complete but not durable, if the disk loses some of it.
+	// or, where the blob is complete but not durable, if the disk loses some of it.
 	Serves(b *Blob) bool
-	// Revive is called for an attached blob with a mount of an earlier daemon,
-	// for which nobody has answered since. It has the mount served again, or
-	// fails: then the mount must be replaced.
-	Revive(b *Blob) error
-	// Release says that the blob is complete, and durable: see Blob.Durable. Where
-	// the transport can, it makes reads the kernel's own.
-	Release(b *Blob) error
-	// Detach ends Attach. As long as anybody can reach a file system of the blob
-	// that needs the transport's answers, it changes nothing and fails with
+	// Detach ends Attach. As long as a file system of the blob that needs the
+	// transport's answers can be read, it changes nothing and fails with
 	// ErrBusy: unmounting its mountpoint does not end that, since overlays have
 	// clones of the mount, and processes open files. The blob is served on; the
-	// caller keeps it open, and its bootstrap in its place, and comes again later
-	// or mounts it again. It does so too where it cannot tell. The caller mounts
+	// caller keeps it open, and its bootstrap in its place, and calls again later
+	// or mounts it again. It fails so too when it cannot tell. The caller mounts
 	// nothing of the blob meanwhile. Detaching what is not attached is no error.
 	Detach(b *Blob) error
-	// Remove frees what the kernel keeps of a detached and closed blob, and of
-	// its file system's bootstrap.
-	Remove(key Key) error
 	// Recover is called once, when the blobs of all live mounts are attached.
-	// Until then requests for others wait. It has what a dead daemon has left
-	// answered, which may take long, and does not wait for that.
+	// Until then requests for others wait. It starts to answer what a dead daemon
+	// has left, and returns before that is done, which may take long.
 	Recover()
-	// Needed reports whether reads may still come that need an answer, or waits
-	// for one: by what the kernel has, of attached blobs and of others. Whoever
-	// holds the kernel's side must not let go of it as long as it says so.
+	// Needed reports whether reads may still come that need an answer, or one waits
+	// for it: by what the kernel has, of attached blobs and of others. As long as it
+	// is true the descriptors of the transport must be held.
 	Needed() bool
-	// Failed gets the reason once the transport can take no more requests for
-	// good. The process must end then, for another to take over: until one does,
-	// readers wait.
+	// Failed gets the reason when the transport can take no more requests for
+	// good. The process must end then, for the next daemon to adopt what is held; until
+	// then readers wait.
 	Failed() <-chan error
 	// Drain takes no more requests and waits a while until those taken are
-	// answered. What is not, and what comes later, is left for whoever holds
-	// the kernel's side after us: from now on a fill that fails is not
-	// answered. Close comes next, when the blobs are closed.
+	// answered. The others, and those that come later, are left for the next
+	// daemon: from now on a request that cannot be filled is not answered. Close
+	// comes next, when the blobs are closed.
 	Drain()
-	// Close stops taking requests and answers those taken, but before Recover:
-	// then they, too, are left. What the kernel does with later ones is the
-	// transport's own matter.
+	// Close stops taking requests and answers those taken; before Recover it leaves
+	// them for the next daemon. What the kernel does with later ones depends on the
+	// transport.
 	Close() error
 }
 
-// LogFailure logs that a fill failed: its reader gets EIO or, where the server is
-// leaving, waits for the next daemon.
-func LogFailure(log *slog.Logger, leaving bool, err error, args ...any) {
-	args = append(args, "error", err)
-	if leaving {
-		log.Info("a read is left for the next daemon", args...)
-		return
-	}
-	log.Error("read fails with EIO", args...)
+// Backer is a transport that keeps blobs' bytes in a place of the kernel's. Other
+// transports' blobs are files at BlobConfig.Path.
+type Backer interface {
+	// Backing makes the backing that a blob on this transport must have.
+	Backing(key Key, size, spanSize int64) (Backing, error)
+	// Remove frees what the kernel keeps of a detached and closed blob, and of
+	// its file system's bootstrap.
+	Remove(key Key) error
 }
 
-// drainTime is how long Drain waits: longer than a fetch takes on a good line,
-// shorter than a service manager's patience.
-const drainTime = 5 * time.Second
-
-// WaitDrained is Drain's wait for the requests under way.
-func WaitDrained(work *sync.WaitGroup) {
-	done := make(chan struct{})
-	go func() { work.Wait(); close(done) }()
-	select {
-	case <-done:
-	case <-time.After(drainTime):
+// NewBacking makes the backing for a blob on a transport, nil where that is a file.
+func NewBacking(t Transport, key Key, size, spanSize int64) (Backing, error) {
+	if t, ok := t.(Backer); ok {
+		return t.Backing(key, size, spanSize)
 	}
+	return nil, nil
+}
+
+// Remove frees what the kernel keeps of a detached and closed blob on a transport.
+func Remove(t Transport, key Key) error {
+	if t, ok := t.(Backer); ok {
+		return t.Remove(key)
+	}
+	return nil
+}
+
+// Reviver is a transport that can serve a mount again for which no daemon and no
+// holder was there for some time.
+type Reviver interface {
+	// Revive has the mount of an attached blob served again, or fails.
+	Revive(b *Blob) error
+}
+
+// Revive has a mount served again, of an earlier daemon, for which requests were not
+// answered since. After an error the mount must be replaced.
+func Revive(t Transport, b *Blob) error {
+	if t, ok := t.(Reviver); ok {
+		return t.Revive(b)
+	}
+	return fmt.Errorf("a mount of transport %s ends with the last holder of its device", t.Name())
+}
+
+// Releaser is a transport that can make the reads of a blob without holes the
+// kernel's own.
+type Releaser interface {
+	// Release is called for a blob that is complete.
+	Release(b *Blob) error
+}
+
+// Release tells a transport that a blob is complete, and durable: see Blob.Durable.
+// Where the transport can, it makes reads the kernel's own.
+func Release(t Transport, b *Blob) error {
+	if !b.Complete() {
+		return fmt.Errorf("release of %s: it has holes", b.Key())
+	}
+	if t, ok := t.(Releaser); ok {
+		return t.Release(b)
+	}
+	return nil
 }

@@ -118,8 +118,8 @@ func withTurn(ctx context.Context, t *turn) context.Context {
 // is of a Source's Fetch, the fetch's place is given back meanwhile, and Sleep
 // returns when it has one again: a source calls it where it waits before it tries
 // again. It may be called by several goroutines of a fetch, whose place is gone when
-// the first of them sleeps. Its signature has no type of ours, so that
-// packages that do not know this one can be handed it.
+// the first of them sleeps. Its signature has no type of this package, so that
+// packages that do not import this one can be given it.
 func Sleep(ctx context.Context, d time.Duration) error {
 	t, _ := ctx.Value(turnKey{}).(*turn)
 	if t != nil {

@@ -90,7 +90,7 @@ func (h *hooked) Release(b *ondemand.Blob) error {
 			return err
 		}
 	}
-	return h.Transport.Release(b)
+	return ondemand.Release(h.Transport, b)
 }
 
 // TestCloseWithAMountUnderWay has a mount wait for a transport that does not answer

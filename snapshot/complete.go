@@ -51,7 +51,7 @@ func (l *Layers) release(layer *Layer, on *serving) (released bool, err error) {
 		if now.serving != on || !on.blob.Durable() {
 			return nil
 		}
-		if err := l.Transport.Release(on.blob); err != nil {
+		if err := ondemand.Release(l.Transport, on.blob); err != nil {
 			return err
 		}
 		on.source.drop()

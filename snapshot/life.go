@@ -137,14 +137,14 @@ func (l *Layers) open(layer *Layer, f *files) error {
 		return err
 	}
 	source := &layerSource{state: f.layerState, store: own, client: l.Client}
-	store, err := l.Transport.Store(f.key(), f.BlobSize, f.SpanSize)
+	backing, err := ondemand.NewBacking(l.Transport, f.key(), f.BlobSize, f.SpanSize)
 	if err != nil {
 		return err
 	}
-	fresh := store == nil && regular(f.path("blob")) != nil
+	fresh := backing == nil && regular(f.path("blob")) != nil
 	config := ondemand.BlobConfig{
 		Key: f.key(), Path: f.path("blob"), Size: f.BlobSize, SpanSize: f.SpanSize,
-		Source: source, Group: registryOf(f.Ref), Store: store,
+		Source: source, Group: registryOf(f.Ref), Backing: backing,
 	}
 	blob, err := l.Engine.Open(config)
 	var foreign *ondemand.ForeignFileError
@@ -203,7 +203,7 @@ func (l *Layers) keep(f *files, blob *ondemand.Blob) (bool, error) {
 	if l.Adopted {
 		return true, nil
 	}
-	reason := l.Transport.Revive(blob)
+	reason := ondemand.Revive(l.Transport, blob)
 	if reason == nil {
 		return true, nil
 	}
@@ -237,7 +237,7 @@ func (l *Layers) letGo(layer *Layer) error {
 	}
 	close(on.gone)
 	l.become(layer, Leaving, f, nil, nil)
-	err := errors.Join(on.blob.Close(), l.Transport.Remove(f.key()))
+	err := errors.Join(on.blob.Close(), ondemand.Remove(l.Transport, f.key()))
 	on.source.drop()
 	if err != nil {
 		l.Log.Warn("closing a layer's blob", "layer", layer.digest, "error", err)

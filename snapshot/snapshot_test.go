@@ -32,7 +32,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/fanotify"
-	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/inflight"
 )
 
 // node is a snapshotter with all its parts, over one directory.
@@ -61,7 +61,7 @@ func start(ctx context.Context, root string, group *os.File, log *slog.Logger) (
 // startWith is start with a group that is made, and held, by the caller.
 func startWith(ctx context.Context, root string, group *os.File, adopted bool, log *slog.Logger) (*node, error) {
 	n := &node{group: group}
-	j, err := journal.New(fanotify.Journal)
+	j, err := inflight.New(fanotify.InFlight)
 	if err != nil {
 		return nil, err
 	}

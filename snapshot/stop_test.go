@@ -13,7 +13,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/fanotify"
-	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/inflight"
 )
 
 // observed is a transport that calls back.
@@ -53,7 +53,7 @@ func TestStopDuringStart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	j, err := journal.New(fanotify.Journal)
+	j, err := inflight.New(fanotify.InFlight)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,26 +24,32 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/internal/liblog"
 	"github.com/lacuna-snapshotter/lacuna/internal/version"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
-	"github.com/lacuna-snapshotter/lacuna/ondemand/keeper"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/lock"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/socket"
 	"github.com/lacuna-snapshotter/lacuna/snapshot"
 )
 
-// run is the daemon's life: take what an earlier one left, serve until ctx ends,
+// keeperCount is how many keepers there are: when the daemon and one of them are killed
+// together, two are left until the next daemon replaces what is missing.
+const keeperCount = 3
+
+// run is the daemon's life: adopt what an earlier one left, serve until ctx ends,
 // answer what is under way, leave the mounts.
 func run(ctx context.Context, c *config.Config) error {
 	log := newLogger(c)
 	liblog.Redirect(log)
-	lock, err := lockRoot(c.Root)
+	locked, err := lock.Root(c.Root)
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
+	defer locked.Unlock()
 	if err := checkRoot(c.Root); err != nil {
 		return err
 	}
 
 	for _, doubt := range doubts(c) {
-		log.Warn("this will go wrong", "reason", doubt)
+		log.Warn("the daemon can start, but part of it will not work", "reason", doubt)
 	}
 	client, err := registry.New(registryOptions(c, log))
 	if err != nil {
@@ -60,31 +66,33 @@ func run(ctx context.Context, c *config.Config) error {
 	if err != nil {
 		return err
 	}
-	keepers, found, err := keeper.Open(c.Root, keeperCount, keeper.Program{Keeper: []string{"keeper", c.Root}, Anchor: []string{"anchor", c.Root}}, log)
+	holders, adopted, err := hold.Adopt(c.Root, keeperCount, hold.Program{Keeper: []string{"keeper", c.Root}, Anchor: []string{"anchor", c.Root}}, log)
 	if err != nil {
 		return err
 	}
-	sockets, err := openSockets(c, keepers, found)
+	held := len(adopted) > 0
+	sockets, err := socket.Open(c.Root, holders, adopted, c.Address, c.Status)
 	if err != nil {
-		return errors.Join(err, part(keepers, found))
+		return errors.Join(err, end(holders, nil, held))
 	}
-	defer sockets.unlock()
-	transport, err := openTransport(c, engine, keepers, found, log)
+	defer sockets.Unlock()
+	opened, err := openTransport(c, engine, holders, adopted, log)
 	if err != nil {
 		return errors.Join(err, sockets.Close())
 	}
-	if err := transport.anchor(c, sockets); err != nil {
-		log.Warn("nothing holds readers if the daemon and all keepers are killed at once: no anchor", "transport", transport.Name(), "reason", err)
+	transport := opened.Transport
+	if err := anchor(c, holders, sockets, opened); err != nil {
+		log.Warn("no anchor: if the daemon and all keepers are killed at once, readers do not wait for the next daemon", "transport", transport.Name(), "reason", err)
 	}
 	layers, err := snapshot.OpenLayers(snapshot.LayersConfig{
 		Root: c.Root, Client: client, Store: store, Engine: engine,
-		Transport: transport, Adopted: transport.adopted,
+		Transport: transport, Adopted: opened.Adopted,
 		Settle: snapshot.Settle{Enabled: c.Settle.Enabled, Quiet: c.Settle.Quiet.Duration, Rate: int64(c.Settle.Rate)},
 		Cache:  snapshot.Cache{MaxBytes: int64(c.Cache.MaxBytes), Every: c.Cache.Every.Duration},
 		Log:    log,
 	})
 	if err != nil {
-		return errors.Join(err, transport.giveUp(sockets), transport.Close())
+		return errors.Join(err, end(holders, sockets, opened.Adopted || transport.Needed()), transport.Close())
 	}
 	snapshotter, err := snapshot.New(ctx, c.Root, layers, log)
 	if err != nil {
@@ -92,17 +100,23 @@ func run(ctx context.Context, c *config.Config) error {
 			log.Info("stopped while starting; mounts stay")
 			err = nil
 		}
-		return errors.Join(err, transport.giveUp(sockets), transport.Close())
+		return errors.Join(err, end(holders, sockets, opened.Adopted || transport.Needed()), transport.Close())
 	}
-	transport.Recover() // what a dead daemon has left is answered meanwhile
+	transport.Recover() // requests that a dead daemon has left are answered meanwhile
 	log.Info("ready to serve", "version", version.String(), "root", c.Root, "transport", transport.Name())
 	err = serve(ctx, c, log, sockets, snapshotter, &status{
-		started: time.Now(), root: c.Root, transport: transport, layers: layers, snapshotter: snapshotter, engine: engine, client: client,
+		started: time.Now(), root: c.Root, transport: transport, passedOver: opened.PassedOver, holders: holders, layers: layers, snapshotter: snapshotter, engine: engine, client: client,
 		cacheLimit: int64(c.Cache.MaxBytes),
 	})
 	log.Info("stopping; mounts stay")
-	layers.Stop() // now what is mounted stays so, and nothing else comes
-	return errors.Join(err, transport.leave(layers, sockets), snapshotter.Close(), transport.Close())
+	layers.Stop() // from here on no mount is made or unmounted
+	// The kernel may know of more mounts than the layers do: those of layers that
+	// could not be opened.
+	needed := layers.Served() || transport.Needed()
+	if needed {
+		log.Info("layers need their transport; its holders stay, and readers wait for the next start")
+	}
+	return errors.Join(err, end(holders, sockets, needed), snapshotter.Close(), transport.Close())
 }
 
 func newLogger(c *config.Config) *slog.Logger {
@@ -130,13 +144,13 @@ func registryOptions(c *config.Config, log *slog.Logger) registry.Options {
 				log.Info("a registry answers again", "registry", t.Registry, "since", t.Since)
 				return
 			}
-			log.Warn("a registry does not answer as it should; its readers wait", "registry", t.Registry, "error", t.Error)
+			log.Warn("a registry does not answer requests, or answers with errors; readers of its layers wait", "registry", t.Registry, "error", t.Error)
 		},
 	}
 }
 
 // serve runs the gRPC service and the status service until ctx ends.
-func serve(ctx context.Context, c *config.Config, log *slog.Logger, on *sockets, s *snapshot.Snapshotter, st *status) error {
+func serve(ctx context.Context, c *config.Config, log *slog.Logger, on socket.Listeners, s *snapshot.Snapshotter, st *status) error {
 	server := grpc.NewServer()
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(s))
 	healthy := health.NewServer()
@@ -144,9 +158,10 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger, on *sockets,
 	web := &http.Server{Handler: st.handler(), ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
 
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return server.Serve(on.grpc) })
+	// As they were opened: the snapshot service's, then the status service's.
+	g.Go(func() error { return server.Serve(on[0]) })
 	g.Go(func() error {
-		if err := web.Serve(on.status); !errors.Is(err, http.ErrServerClosed) {
+		if err := web.Serve(on[1]); !errors.Is(err, http.ErrServerClosed) {
 			return err
 		}
 		return nil
@@ -158,14 +173,14 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger, on *sockets,
 	g.Go(func() error {
 		select {
 		case err := <-st.transport.Failed():
-			return fmt.Errorf("transport %s reads no more requests; the next daemon takes over: %w", st.transport.Name(), err)
+			return fmt.Errorf("transport %s reads no more requests; the next daemon adopts it: %w", st.transport.Name(), err)
 		case <-gctx.Done():
 			return nil
 		}
 	})
 	g.Go(func() error { return watch(gctx, c.Address, st.able, log) })
 	g.Go(func() error {
-		on.watch(gctx, log)
+		on.Watch(gctx, log)
 		return nil
 	})
 	g.Go(func() error {
@@ -188,6 +203,6 @@ func serve(ctx context.Context, c *config.Config, log *slog.Logger, on *sockets,
 
 func notify(log *slog.Logger, state string) {
 	if _, err := daemon.SdNotify(false, state); err != nil {
-		log.Warn("telling systemd", "state", state, "error", err)
+		log.Warn("systemd could not be notified", "state", state, "error", err)
 	}
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/config"
 )
 
-// doubts are what will go wrong later, though the daemon can start.
+// doubts are reasons why part of the daemon will not work, though it can start.
 func doubts(c *config.Config) []error {
 	var list []error
 	for _, err := range []error{

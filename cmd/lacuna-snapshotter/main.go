@@ -14,7 +14,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/config"
 	"github.com/lacuna-snapshotter/lacuna/erofs"
 	"github.com/lacuna-snapshotter/lacuna/internal/version"
-	"github.com/lacuna-snapshotter/lacuna/ondemand/keeper"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold"
 )
 
 func main() {
@@ -59,7 +59,7 @@ func command() *cobra.Command {
 		RunE: func(*cobra.Command, []string) error {
 			// A terminal's interrupt or the end of a login is the daemon's.
 			signal.Ignore(unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
-			return keeper.Run()
+			return hold.RunKeeper()
 		},
 	})
 	root.AddCommand(&cobra.Command{
@@ -67,7 +67,7 @@ func command() *cobra.Command {
 		Short:  "hold kernel descriptors while frozen (started by the daemon)",
 		Hidden: true,
 		Args:   cobra.MinimumNArgs(2),
-		Run:    func(*cobra.Command, []string) { keeper.RunAnchor() },
+		Run:    func(*cobra.Command, []string) { hold.RunAnchor() },
 	})
 	var sparse bool
 	change := &cobra.Command{

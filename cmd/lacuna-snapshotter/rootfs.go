@@ -38,7 +38,7 @@ func diskOf(dir string) (disk, error) {
 const (
 	// fullBelow is so little room that reads of holes fail, in bytes.
 	fullBelow = 16 << 20
-	// shortBelow is how much must be free for layers to be filled ahead, in percent,
+	// shortBelow is how much must be free for layers to be backfilled, in percent,
 	// as package snapshot has it.
 	shortBelow = 5
 )
@@ -49,7 +49,7 @@ func (d disk) problem() string {
 	case d.free < fullBelow:
 		return "the disk of the root is full: what is not there yet cannot be read, containers get EIO"
 	case d.free*100 < d.size*shortBelow:
-		return fmt.Sprintf("less than %d %% of the root's disk is free: layers are not filled ahead", shortBelow)
+		return fmt.Sprintf("less than %d %% of the root's disk is free: layers are not backfilled", shortBelow)
 	}
 	return ""
 }
@@ -82,8 +82,8 @@ func checkRoot(root string) error {
 	return fmt.Errorf("root %s is on %s, on which the kernel mounts no containers (overlayfs: %w): set root to a directory on ext4, xfs or btrfs; in a container, to a volume", root, d.kind, err)
 }
 
-// tryOverlay makes an overlay with its upper directory in dir, and lets go of it.
-// It is never at any path.
+// tryOverlay makes an overlay with its upper directory in dir, and removes it. The
+// overlay is never mounted at a path.
 func tryOverlay(dir string) (err error) {
 	probe, err := os.MkdirTemp(dir, ".overlay-")
 	if err != nil {

@@ -58,7 +58,7 @@ func TestLittleRoomIsAProblem(t *testing.T) {
 		want string
 	}{
 		{disk{size: 100 << 30, free: 50 << 30}, ""},
-		{disk{size: 100 << 30, free: 4 << 30}, "not filled ahead"},
+		{disk{size: 100 << 30, free: 4 << 30}, "not backfilled"},
 		{disk{size: 100 << 30}, "EIO"},
 	} {
 		if got := tc.d.problem(); !strings.Contains(got, tc.want) || tc.want == "" && got != "" {
@@ -74,7 +74,7 @@ func TestLittleRoomIsAProblem(t *testing.T) {
 // TestStatusTellsOfTheNode has why transports were passed over, and room, in it;
 // empty lists are lists.
 func TestStatusTellsOfTheNode(t *testing.T) {
-	s := &status{root: t.TempDir(), transport: &transport{passed: []error{errors.New("no fanotify here")}}}
+	s := &status{root: t.TempDir(), passedOver: []error{errors.New("no fanotify here")}}
 	var st statusapi.Status
 	s.look(&st)
 	if len(st.PassedOver) != 1 || st.PassedOver[0] != "no fanotify here" || st.Disk.Size == 0 || st.Problems == nil {

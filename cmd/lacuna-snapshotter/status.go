@@ -16,6 +16,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/internal/statusapi"
 	"github.com/lacuna-snapshotter/lacuna/internal/version"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold"
 	"github.com/lacuna-snapshotter/lacuna/snapshot"
 )
 
@@ -23,7 +24,9 @@ import (
 type status struct {
 	started     time.Time
 	root        string
-	transport   *transport
+	transport   ondemand.Transport
+	passedOver  []error // transports, with reasons
+	holders     *hold.Holders
 	layers      *snapshot.Layers
 	snapshotter *snapshot.Snapshotter
 	engine      *ondemand.Engine
@@ -85,7 +88,7 @@ func reply(w http.ResponseWriter, v any) {
 func (s *status) status() statusapi.Status {
 	st := statusapi.Status{
 		Version: version.String(), Started: s.started.UTC(), Root: s.root,
-		Transport: s.transport.Name(), Keepers: s.transport.keepers.Alive(), Anchored: s.transport.keepers.Anchored(), Registries: s.client.Troubles(),
+		Transport: s.transport.Name(), Keepers: s.holders.Keepers(), Anchored: s.holders.Anchored(), Registries: s.client.Troubles(),
 		BytesFetched: s.client.BytesRead(), Fills: s.engine.Stats(),
 	}
 	layers, fallbacks := s.layers.Status()
@@ -121,7 +124,7 @@ func (s *status) status() statusapi.Status {
 // look adds what the daemon sees around it.
 func (s *status) look(st *statusapi.Status) {
 	st.CacheLimit, st.PassedOver, st.Problems = s.cacheLimit, []string{}, []string{}
-	for _, reason := range s.transport.passed {
+	for _, reason := range s.passedOver {
 		st.PassedOver = append(st.PassedOver, reason.Error())
 	}
 	if readOnly(s.root) {
@@ -140,12 +143,12 @@ func (s *status) look(st *statusapi.Status) {
 
 var (
 	descBytes     = prometheus.NewDesc("lacuna_registry_bytes_total", "Bytes of blobs read from registries.", nil, nil)
-	descFetches   = prometheus.NewDesc("lacuna_fetches_total", "Fetches by what they were for.", []string{"for"}, nil)
+	descFetches   = prometheus.NewDesc("lacuna_fetches_total", "Fetches by what they were for: readers, or ahead of them.", []string{"for"}, nil)
 	descFailures  = prometheus.NewDesc("lacuna_fetch_failures_total", "Fetches that failed.", nil, nil)
 	descLayers    = prometheus.NewDesc("lacuna_layers", "Layers by state.", []string{"state"}, nil)
-	descUnserved  = prometheus.NewDesc("lacuna_unserved_layers", "Layers whose readers got zeros or EIO while nobody served them, with containers that still run.", nil, nil)
-	descRegistry  = prometheus.NewDesc("lacuna_registries_in_trouble", "Registries whose last answer was none.", nil, nil)
-	descKeepers   = prometheus.NewDesc("lacuna_keepers", "Processes that hold the transport besides the daemon.", nil, nil)
+	descUnserved  = prometheus.NewDesc("lacuna_unserved_layers", "Layers that were not served for some time, so that readers got zeros or EIO, with containers that still run.", nil, nil)
+	descRegistry  = prometheus.NewDesc("lacuna_registries_in_trouble", "Registries whose last request failed.", nil, nil)
+	descKeepers   = prometheus.NewDesc("lacuna_keepers", "Keeper processes, which hold the transport's descriptors besides the daemon.", nil, nil)
 	descAnchored  = prometheus.NewDesc("lacuna_anchored", "1 where readers wait even if the daemon and all keepers are killed at once.", nil, nil)
 	descAllocated = prometheus.NewDesc("lacuna_cache_bytes", "Disk that layers take.", nil, nil)
 	descFallbacks = prometheus.NewDesc("lacuna_fallbacks", "Layers left to containerd's unpack.", nil, nil)

@@ -16,7 +16,7 @@ import (
 
 // watch tells the service manager that the daemon is able to serve, as often as its
 // WatchdogSec= asks for, and nothing when it is not: then it is killed, and the next
-// one takes over. That a process runs says little; so it calls itself through
+// daemon adopts what it served. That a process runs says little; so it calls itself through
 // its own socket, for an answer that comes from the metadata, and asks able, which
 // returns when what it looks at is not locked up. Neither needs the network.
 func watch(ctx context.Context, address string, able func(), log *slog.Logger) error {

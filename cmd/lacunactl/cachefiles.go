@@ -177,11 +177,11 @@ func (e *indexer) fetchIndexes(ctx context.Context) error {
 }
 
 func openBlob(engine *ondemand.Engine, server *cachefiles.Server, key ondemand.Key, size, span int64, source ondemand.Source) (*ondemand.Blob, error) {
-	store, err := server.Store(key, size, span)
+	store, err := server.Backing(key, size, span)
 	if err != nil {
 		return nil, err
 	}
-	return engine.Open(ondemand.BlobConfig{Key: key, Size: size, SpanSize: span, Source: source, Store: store})
+	return engine.Open(ondemand.BlobConfig{Key: key, Size: size, SpanSize: span, Source: source, Backing: store})
 }
 
 // addFiles makes the EROFS images of a directory known.

@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/lacuna-snapshotter/lacuna/ondemand/keeper"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold"
 )
 
 // Env is a directory with the processes that work in it.
@@ -113,7 +113,7 @@ func sweep() error {
 // destroy ends what works in an environment and removes it.
 func destroy(dir string) error {
 	// Kills do not end an anchor.
-	err := keeper.EndAnchors(filepath.Join(dir, DaemonRoot))
+	err := hold.EndAnchors(filepath.Join(dir, DaemonRoot))
 	killAll(dir)
 	return errors.Join(err, unmountBelow(dir), os.RemoveAll(dir))
 }

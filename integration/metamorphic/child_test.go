@@ -104,10 +104,10 @@ func (c *child) ask(q request, files ...*os.File) (answer, error) {
 var errDied = errors.New("the node has died")
 
 // open has it serve a root.
-func (c *child) open(q request, group, journal *os.File) error {
+func (c *child) open(q request, group, table *os.File) error {
 	_ = os.Remove(q.Socket)
 	q.Op = "open"
-	if _, err := c.ask(q, group, journal); err != nil {
+	if _, err := c.ask(q, group, table); err != nil {
 		return err
 	}
 	client, err := grpc.NewClient("unix://"+q.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))

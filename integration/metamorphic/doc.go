@@ -4,7 +4,7 @@
 // # Parts
 //
 // The driver is the test process. It has a model of what the node must show, and
-// holds what keepers hold: the fanotify group and its journal. A *node* is a child
+// holds what keepers hold: the fanotify group and its in-flight table. A *node* is a child
 // process that serves a snapshotter over a root directory, as lacuna-snapshotter
 // does; it dies, and the next goes on. A *reader* is a child process that reads
 // files through the mounts, so that neither the node nor the driver ever does.

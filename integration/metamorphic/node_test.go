@@ -20,7 +20,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/fanotify"
-	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/inflight"
 	"github.com/lacuna-snapshotter/lacuna/snapshot"
 )
 
@@ -28,7 +28,7 @@ import (
 type request struct {
 	Op string // open, close, status, evict or fill
 
-	// Of open, with the descriptors of the group and its journal.
+	// Of open, with the descriptors of the group and its in-flight table.
 	Root, Socket, Log string
 	BootID            string
 	Adopted           bool
@@ -128,7 +128,7 @@ func (n *node) open(q request, files []*os.File) (err error) {
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(n.log, nil))
-	j, err := journal.Open(files[1], fanotify.Journal)
+	j, err := inflight.Open(files[1], fanotify.InFlight)
 	if err != nil {
 		return err
 	}

@@ -19,7 +19,7 @@ import (
 
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry/registrytest"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/fanotify"
-	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/inflight"
 )
 
 // worker runs one sequence after the other, with processes that it uses again.
@@ -45,7 +45,7 @@ type sequence struct {
 	ownDisk  *disk
 	nodeLock sync.RWMutex // held while a node is replaced
 	group    *os.File
-	journal  *journal.Journal
+	table    *inflight.Table
 
 	lenient  atomic.Bool  // calls may fail just now
 	faulted  atomic.Int64 // when they last might, in Unix nanoseconds
@@ -171,7 +171,7 @@ func (s *sequence) open(adopted bool, p plan) error {
 	q.Socket = filepath.Join(s.dir, "s")
 	q.BootID = fmt.Sprintf("00000000-0000-0000-0000-%012d", s.boots)
 	s.child.supervisor.set(s.root, p)
-	return s.child.open(q, s.group, s.journal.File())
+	return s.child.open(q, s.group, s.table.File())
 }
 
 // newGroup makes what keepers would hold.
@@ -183,7 +183,7 @@ func (s *sequence) newGroup() (err error) {
 	if s.group, err = fanotify.NewGroup(); err != nil {
 		return err
 	}
-	s.journal, err = journal.New(fanotify.Journal)
+	s.table, err = inflight.New(fanotify.InFlight)
 	return err
 }
 

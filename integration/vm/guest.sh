@@ -10,7 +10,7 @@ mkdir -p /var/tmp/tests
 cd /var/tmp/tests
 export TMPDIR=/var/tmp/tests LACUNA_VM=1
 /payload/bin/cachefiles.test -test.v -test.run "$run" -test.timeout 60m || status=1
-/payload/bin/fusefile.test -test.v -test.run "$run" -test.timeout 8m || status=1
+/payload/bin/fuse.test -test.v -test.run "$run" -test.timeout 8m || status=1
 /payload/bin/guest.test -test.v -test.run "$run" -test.timeout 8m || status=1
 
 # Nothing is left: no mount, no descriptor of the cache, no complaint.

@@ -33,7 +33,7 @@ func (v *vm) payload(ctx context.Context) error {
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build init: %w\n%s", err, out)
 	}
-	for name, pkg := range map[string]string{"cachefiles.test": "./ondemand/cachefiles", "fusefile.test": "./ondemand/fusefile", "guest.test": "./integration/vm/guest"} {
+	for name, pkg := range map[string]string{"cachefiles.test": "./ondemand/cachefiles", "fuse.test": "./ondemand/fuse", "guest.test": "./integration/vm/guest"} {
 		build := exec.CommandContext(ctx, "go", "test", "-c", "-tags", "vm", "-o", filepath.Join(dir, "bin", name), pkg)
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {

@@ -12,8 +12,8 @@ import (
 func (s *Server) open(m message, o *object) {
 	defer close(o.opened)
 	b := s.find(m)
-	if b == nil && s.early() && s.successive() {
-		return // restored for the successor, as when it was read of a dead daemon
+	if b == nil && s.Early() && s.Leaving() {
+		return // the kernel restores it for the next daemon
 	}
 	if b == nil {
 		s.Log.Warn("the kernel asks for keys that are not attached", "volume", m.volume, "cookie", m.cookie)
@@ -29,12 +29,12 @@ func (s *Server) open(m message, o *object) {
 		s.forget(o)
 		return
 	}
-	if s.Keeper != nil {
-		err := o.use(func(fd int) error { return s.Keeper.Keep(label(o.id, o.volume, o.cookie), fd) })
+	if s.Holder != nil {
+		err := o.use(func(fd int) error { return s.Holder.Hold(label(o.id, o.volume, o.cookie), fd) })
 		if err != nil {
-			s.Log.Error("object is not kept", "cookie", o.cookie, "error", err)
+			s.Log.Error("an object is not held for the next daemon", "cookie", o.cookie, "error", err)
 		}
-		o.kept = err == nil
+		o.held = err == nil
 	}
 	if err := s.bind(o, b); err != nil {
 		s.Log.Error("looking at a cache file", "cookie", o.cookie, "error", err)
@@ -45,7 +45,7 @@ func (s *Server) open(m message, o *object) {
 func (s *Server) fill(m message, o *object) bool {
 	select {
 	case <-o.opened:
-	case <-s.ctx.Done():
+	case <-s.Context().Done():
 		return false
 	}
 	st := o.bound()
@@ -54,16 +54,16 @@ func (s *Server) fill(m message, o *object) bool {
 		b = s.lookup(st.key)
 	}
 	if b == nil {
-		ondemand.LogFailure(s.Log, s.successive(), errors.New("its layer is not attached"), "request", m)
+		s.LogFailure(errors.New("its layer is not attached"), "request", m)
 		return false
 	}
 	if st.covers(m.off, m.n) {
-		if err := st.doubt(s.ctx, o); err != nil {
+		if err := st.doubt(s.Context(), o); err != nil {
 			s.Log.Error("looking at a cache file", "cookie", o.cookie, "error", err)
 		}
 	}
-	if err := b.Fill(s.ctx, m.off, m.n); err != nil {
-		ondemand.LogFailure(s.Log, s.successive(), err)
+	if err := b.Fill(s.Context(), m.off, m.n); err != nil {
+		s.LogFailure(err)
 		return false
 	}
 	return true

@@ -45,7 +45,7 @@ func (s *Server) cullCold() (freed, busy int) {
 		return cmp.Or(a.used.Compare(b.used), cmp.Compare(a.path, b.path))
 	})
 	for _, c := range list {
-		if s.ctx.Err() != nil || !s.kernel.culling() {
+		if s.Context().Err() != nil || !s.kernel.culling() {
 			break
 		}
 		switch err := s.cullFile(c.path); {

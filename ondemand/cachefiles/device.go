@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
 	"syscall"
 
@@ -272,9 +271,4 @@ func (d *device) commandIn(dir, s string) error {
 		done <- errors.Join(err, unix.Chdir("/"))
 	}()
 	return <-done
-}
-
-// label is how a kept descriptor is labelled.
-func label(object uint32, volume, cookie string) string {
-	return strconv.FormatUint(uint64(object), 10) + " " + strconv.Quote(volume) + " " + strconv.Quote(cookie)
 }

@@ -4,17 +4,18 @@
 //
 // # Model
 //
-// The kernel keeps the cache: one file for each cookie, in a directory that we
-// give it when we bind the device. A mount names its bootstrap (fsid=) and its
+// The kernel keeps the cache: one file for each cookie, in a directory that the
+// daemon gives it when it binds the device. A mount names its bootstrap (fsid=) and its
 // blob (device=); for each the kernel sends OPEN with a descriptor, for each
-// miss READ, and CLOSE at the end. We write to the descriptor and complete the
-// READ. What is filled, the cache file itself tells: its holes are what the
-// kernel asks for, and we see them through the same descriptor.
+// miss READ, and CLOSE at the end. The server writes to the descriptor and completes
+// the READ. The cache file itself tells what is filled: its holes are what the kernel
+// asks for, and the server sees them through the same descriptor.
 //
+//	driver.go  opening the transport, new or adopted; labels
 //	codec.go   the messages of both dialects, pure
 //	device.go  the system calls: set up, poll, read, complete
 //	object.go  one OPEN: a descriptor, its writes and its scan
-//	store.go   a blob's bytes in the cache: what the engine fills
+//	backing.go   a blob's bytes in the cache: what the engine fills
 //	server.go  the transport, and whose objects are whose
 //	loop.go    one reader of requests
 //	answer.go  a goroutine for each request
@@ -35,9 +36,9 @@
 //
 // A READ that cannot be filled is completed without data; the kernel looks
 // again, finds the hole and returns EIO. When the device is closed for good the
-// cache is dead and all reads of holes fail. A keeper may hold the device and
-// the descriptors over a restart of the daemon, where the kernel has "restore"
-// (6.8, and stable kernels since).
+// cache is dead and all reads of holes fail. Where the kernel has "restore" (6.8, and
+// stable kernels since), holders have the device and the descriptors while no daemon
+// runs: see package hold.
 //
 // Sources: fs/cachefiles/ondemand.c, daemon.c and
 // include/uapi/linux/cachefiles.h of Linux 6.1.192 and 6.12; for the v5 dialect

@@ -280,11 +280,11 @@ func script(t *testing.T, d Dialect) *scripted {
 func (s *scripted) add(cookie string, source ondemand.Source) *ondemand.Blob {
 	s.t.Helper()
 	key := ondemand.Key{Volume: "test", Cookie: cookie}
-	st, err := s.server.Store(key, blobSize, testSpan)
+	st, err := s.server.Backing(key, blobSize, testSpan)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	b, err := s.engine.Open(ondemand.BlobConfig{Key: key, Size: blobSize, SpanSize: testSpan, Source: source, Store: st})
+	b, err := s.engine.Open(ondemand.BlobConfig{Key: key, Size: blobSize, SpanSize: testSpan, Source: source, Backing: st})
 	if err != nil {
 		s.t.Fatal(err)
 	}

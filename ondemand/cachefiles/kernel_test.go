@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -43,8 +44,8 @@ func testLog(t *testing.T) *slog.Logger {
 	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 }
 
-// bound opens the device. A cache that was just let go of takes the kernel a
-// moment.
+// bound opens the device. The kernel takes a moment to release a cache that was just
+// closed.
 func bound(t *testing.T, c Config) *os.File {
 	t.Helper()
 	var dev *os.File
@@ -74,6 +75,34 @@ func TestConformance(t *testing.T) {
 			return s
 		},
 	})
+}
+
+// TestDriver needs a kernel that restores requests: the reader is left to the next
+// daemon.
+func TestDriver(t *testing.T) {
+	needKernel(t)
+	dev := bound(t, Config{Dir: t.TempDir(), Tag: "test"})
+	restores := Restores(dev)
+	dev.Close()
+	if !restores {
+		t.Skip("this kernel cannot restore requests")
+	}
+	transporttest.RunDriver(t, func(dir string) ondemand.Driver {
+		return patient{Driver{Config{Dir: filepath.Join(dir, "cache"), Tag: "test"}}}
+	})
+}
+
+// patient is the driver where the device may just have been closed.
+type patient struct{ Driver }
+
+func (p patient) Open(n ondemand.Node) (ondemand.Transport, []syscall.Conn, error) {
+	for {
+		t, files, err := p.Driver.Open(n)
+		if !errors.Is(err, unix.EBUSY) {
+			return t, files, err
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
 }
 
 // node is a server with its cache, and layers mounted through it.
@@ -219,11 +248,11 @@ func (n *node) attach(name string, im *image) *mounted {
 		n.t.Fatal(err)
 	}
 	key := ondemand.Key{Volume: "test", Cookie: name}
-	st, err := n.server.Store(key, int64(len(im.data)), testSpan)
+	st, err := n.server.Backing(key, int64(len(im.data)), testSpan)
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	m.blob, err = n.engine.Open(ondemand.BlobConfig{Key: key, Size: int64(len(im.data)), SpanSize: testSpan, Source: m.source, Store: st})
+	m.blob, err = n.engine.Open(ondemand.BlobConfig{Key: key, Size: int64(len(im.data)), SpanSize: testSpan, Source: m.source, Backing: st})
 	if err != nil {
 		n.t.Fatal(err)
 	}

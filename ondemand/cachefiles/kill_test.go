@@ -22,7 +22,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
 	"github.com/lacuna-snapshotter/lacuna/internal/procs"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
-	"github.com/lacuna-snapshotter/lacuna/ondemand/keeper"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold"
 )
 
 // TestMain lets the test binary be the daemon that is killed, and its keepers.
@@ -30,9 +30,9 @@ func TestMain(m *testing.M) {
 	var err error
 	switch {
 	case len(os.Args) > 3 && os.Args[1] == "anchor":
-		keeper.RunAnchor()
+		hold.RunAnchor()
 	case len(os.Args) == 3 && os.Args[1] == "keeper":
-		err = keeper.Run()
+		err = hold.RunKeeper()
 	case len(os.Args) == 4 && os.Args[1] == "daemon":
 		err = runDaemon(os.Args[2], os.Args[3] == "kept")
 	default:
@@ -91,19 +91,19 @@ func runDaemon(dir string, kept bool) error {
 		if err != nil {
 			return err
 		}
-		o.Keeper = set
+		o.Holder = set
 		if dev = found["device"]; dev != nil {
 			o.Adopted = true
 			for label, f := range found {
 				if label != "device" {
-					o.Kept = append(o.Kept, Kept{label, f})
+					o.Held = append(o.Held, Held{label, f})
 				}
 			}
 		} else {
 			if dev, err = openWhenFree(cache); err != nil {
 				return err
 			}
-			if err := set.KeepFile("device", dev); err != nil {
+			if err := set.HoldFile("device", dev); err != nil {
 				return err
 			}
 		}
@@ -124,11 +124,11 @@ func runDaemon(dir string, kept bool) error {
 			return err
 		}
 		key := ondemand.Key{Volume: "kill", Cookie: filepath.Base(base)}
-		st, err := s.Store(key, info.Size(), testSpan)
+		st, err := s.Backing(key, info.Size(), testSpan)
 		if err != nil {
 			return err
 		}
-		b, err := engine.Open(ondemand.BlobConfig{Key: key, Size: info.Size(), SpanSize: testSpan, Source: slow{base + ".data"}, Store: st})
+		b, err := engine.Open(ondemand.BlobConfig{Key: key, Size: info.Size(), SpanSize: testSpan, Source: slow{base + ".data"}, Backing: st})
 		if err != nil {
 			return err
 		}
@@ -148,8 +148,8 @@ func runDaemon(dir string, kept bool) error {
 	select {}
 }
 
-func openKeepers(dir string, log *slog.Logger) (*keeper.Set, map[string]*os.File, error) {
-	return keeper.Open(dir, 3, keeper.Program{Keeper: []string{"keeper", dir}, Anchor: []string{"anchor", dir}}, log)
+func openKeepers(dir string, log *slog.Logger) (*hold.Holders, map[string]*os.File, error) {
+	return hold.Adopt(dir, 3, hold.Program{Keeper: []string{"keeper", dir}, Anchor: []string{"anchor", dir}}, log)
 }
 
 // holders are the keepers or the anchors of a directory.
@@ -236,7 +236,7 @@ func endVictims(t *testing.T, dir string) {
 		f.Close()
 	}
 	if err == nil {
-		err = set.End()
+		err = set.ReleaseAll()
 	}
 	if err != nil {
 		t.Error(err)

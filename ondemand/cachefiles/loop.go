@@ -34,9 +34,9 @@ func (s *Server) read() {
 		case errors.Is(err, errWoken):
 			return
 		case errors.Is(err, unix.EBADF), errors.Is(err, unix.EFAULT), errors.Is(err, unix.EINVAL):
-			// What we ask is wrong, and stays so.
+			// The call itself is wrong, so the next one fails too.
 			s.Log.Error("reading cachefiles requests", "error", err)
-			s.failed <- err
+			s.Fail(err)
 			return
 		default:
 			pace.Failed(err)
@@ -77,7 +77,7 @@ func (s *Server) take(b []byte) {
 	switch m.op {
 	case opOpen:
 		o := s.register(m)
-		s.goDo(func() { s.open(m, o) })
+		s.Go(func() { s.open(m, o) })
 	case opClose:
 		s.mu.Lock()
 		o := s.objects[m.object]
@@ -85,9 +85,9 @@ func (s *Server) take(b []byte) {
 		s.mu.Unlock()
 		if o != nil {
 			close(o.gone)
-			s.goDo(func() {
+			s.Go(func() {
 				<-o.opened // whose answer may be making a duplicate
-				s.letGo(o)
+				s.release(o)
 			})
 		}
 	case opRead:
@@ -109,12 +109,12 @@ func (s *Server) take(b []byte) {
 			}
 			return
 		}
-		s.goDo(func() {
+		s.Go(func() {
 			filled := s.fill(m, o)
 			s.done(r)
-			if filled || !s.successive() {
+			if filled || !s.Leaving() {
 				s.complete(m, o)
-			} // else it is restored for the successor
+			} // else the kernel restores it for the next daemon
 		})
 	default:
 		s.Log.Error("cachefiles request with an unknown opcode", "opcode", m.op, "id", m.id)

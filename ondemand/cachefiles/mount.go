@@ -31,9 +31,9 @@ type bootstrap struct {
 	blob *ondemand.Blob
 }
 
-// Store implements ondemand.Transport.
-func (s *Server) Store(key ondemand.Key, size, spanSize int64) (ondemand.Store, error) {
-	return newStore(key, size, spanSize, func() string { return s.cacheFile(key) })
+// Backing implements ondemand.Backer.
+func (s *Server) Backing(key ondemand.Key, size, spanSize int64) (ondemand.Backing, error) {
+	return newBacking(key, size, spanSize, func() string { return s.cacheFile(key) })
 }
 
 // Attach implements ondemand.Transport.
@@ -52,11 +52,11 @@ func (s *Server) Attach(b *ondemand.Blob, path string) (err error) {
 		return err
 	}
 	key := ondemand.Key{Volume: b.Key().Volume, Cookie: bootstrapCookie(b.Key().Cookie)}
-	st, err := s.Store(key, info.Size(), FileSpan)
+	st, err := s.Backing(key, info.Size(), FileSpan)
 	if err != nil {
 		return err
 	}
-	boot.blob, err = s.Engine.Open(ondemand.BlobConfig{Key: key, Size: info.Size(), SpanSize: FileSpan, Source: NewFile(boot.file, info.Size()), Store: st})
+	boot.blob, err = s.Engine.Open(ondemand.BlobConfig{Key: key, Size: info.Size(), SpanSize: FileSpan, Source: NewFile(boot.file, info.Size()), Backing: st})
 	if err != nil {
 		return err
 	}
@@ -75,7 +75,7 @@ func (s *Server) rebind(b *ondemand.Blob) {
 	defer s.mu.Unlock()
 	for _, o := range s.objects {
 		if o.of(b.Key()) && o.bound() != nil {
-			s.goDo(func() {
+			s.Go(func() {
 				if err := s.bind(o, b); err != nil && !errors.Is(err, errClosed) {
 					s.Log.Error("looking at a cache file", "cookie", o.cookie, "error", err)
 				}
@@ -86,11 +86,6 @@ func (s *Server) rebind(b *ondemand.Blob) {
 
 // Serves implements ondemand.Transport: reads go through the cache for good.
 func (s *Server) Serves(*ondemand.Blob) bool { return true }
-
-// Revive implements ondemand.Transport.
-func (s *Server) Revive(*ondemand.Blob) error {
-	return errors.New("the kernel's cache has died with all holders of its device")
-}
 
 // Detach implements ondemand.Transport. Here the server itself has the bootstrap
 // open; but the kernel has a blob's objects open as long as its file system is
@@ -108,17 +103,17 @@ func (s *Server) Detach(b *ondemand.Blob) error {
 			select {
 			case <-o.gone:
 			case <-late:
-				return fmt.Errorf("detach %s: %w", b.Key(), ondemand.ErrBusy)
+				return ondemand.Busy(b, nil)
 			}
 		}
 	}
 	s.mu.Lock()
-	ours := s.bootstraps[b.Key()] == boot
-	if ours {
+	same := s.bootstraps[b.Key()] == boot
+	if same {
 		delete(s.bootstraps, b.Key())
 	}
 	s.mu.Unlock()
-	if !ours {
+	if !same {
 		return nil
 	}
 	return errors.Join(boot.blob.Close(), boot.file.Close())
@@ -147,17 +142,8 @@ func (s *Server) Needed() bool {
 	return len(s.objects) > 0
 }
 
-// Release implements ondemand.Transport. The kernel goes on to look for holes by
-// itself; there are none.
-func (s *Server) Release(b *ondemand.Blob) error {
-	if !b.Complete() {
-		return errors.New("release of " + b.Key().String() + ": it has holes")
-	}
-	return nil
-}
-
 // Domains. Mounts of one domain share their cache. A file system that was
-// mounted in a cache that has died, and that somebody still has open, keeps its
+// mounted in a cache that has died, and that a process still has open, keeps its
 // name in its domain: then the next domain takes it.
 const maxDomains = 10
 
@@ -179,7 +165,7 @@ func baseDomain(name string) string {
 // Mount implements ondemand.Transport.
 func (s *Server) Mount(b *ondemand.Blob, _, target string) error {
 	key := b.Key()
-	st := b.Store().(*store)
+	st := b.Backing().(*backing)
 	var err error
 	for n := range maxDomains {
 		f := MountOf(key)
@@ -193,8 +179,8 @@ func (s *Server) Mount(b *ondemand.Blob, _, target string) error {
 		return err
 	}
 	// The kernel opens the blob's object on its own time. Until then nothing
-	// can be filled ahead.
-	if err := st.waitBound(s.ctx, 30*time.Second); err != nil {
+	// can be filled.
+	if err := st.waitBound(s.Context(), 30*time.Second); err != nil {
 		return errors.Join(fmt.Errorf("mount of %s: %w", key, err), erofs.Unmount(target))
 	}
 	return nil
@@ -224,7 +210,7 @@ func (s *Server) cacheFile(key ondemand.Key) string {
 	return ""
 }
 
-// Remove implements ondemand.Transport. The kernel drops an object some time
+// Remove implements ondemand.Backer. The kernel drops an object some time
 // after the mount.
 func (s *Server) Remove(key ondemand.Key) error {
 	var errs []error
@@ -249,8 +235,8 @@ func (s *Server) removeObject(key ondemand.Key) error {
 		}
 		select {
 		case <-time.After(wait):
-		case <-s.ctx.Done():
-			return s.ctx.Err()
+		case <-s.Context().Done():
+			return s.Context().Err()
 		}
 	}
 }

@@ -20,14 +20,14 @@ const blockSize = 4096 // of direct I/O, CACHEFILES_DIO_BLOCK_SIZE
 type object struct {
 	id             uint32
 	volume, cookie string
-	kept           bool // a keeper has a duplicate
+	held           bool // for the next daemon
 
-	opened chan struct{} // closed when the OPEN is answered and the store is bound, or not
+	opened chan struct{} // closed when the OPEN is answered and the backing is bound, or not
 	gone   chan struct{} // closed by CLOSE
 
-	mu    sync.RWMutex // held for reading while the descriptor is used
-	fd    int          // -1 when closed
-	store *store       // nil where the keys are unknown
+	mu      sync.RWMutex // held for reading while the descriptor is used
+	fd      int          // -1 when closed
+	backing *backing     // nil where the keys are unknown
 }
 
 var errClosed = errors.New("the kernel has closed the object")
@@ -48,14 +48,14 @@ func (o *object) use(f func(fd int) error) error {
 	return f(o.fd)
 }
 
-// bound returns the store that the object belongs to, nil while there is none.
-func (o *object) bound() *store {
+// bound returns the backing that the object belongs to, nil while there is none.
+func (o *object) bound() *backing {
 	o.mu.RLock()
 	defer o.mu.RUnlock()
-	return o.store
+	return o.backing
 }
 
-// close closes the descriptor, when nobody uses it.
+// close closes the descriptor when it is not being used.
 func (o *object) close() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -1,7 +1,6 @@
 package cachefiles
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -14,15 +13,8 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 )
 
-// Keeper holds duplicates of descriptors for the daemon after this one. It may
-// be nil, where nothing outlives the daemon.
-type Keeper interface {
-	Keep(label string, fd int) error
-	Drop(label string) error
-}
-
-// Kept is a descriptor that an earlier daemon left with its keeper.
-type Kept struct {
+// Held is an object's descriptor that was held since an earlier daemon.
+type Held struct {
 	Label string
 	File  *os.File
 }
@@ -31,12 +23,14 @@ type Kept struct {
 type Options struct {
 	Dir    string // of the cache, as in Config
 	Engine *ondemand.Engine
-	Keeper Keeper
+	// Holder holds the objects' descriptors for the next daemon. It is nil where
+	// the kernel does not let it take the device over.
+	Holder ondemand.Holder
 	Log    *slog.Logger
-	// Adopted says that the device has served an earlier daemon; Kept are the
+	// Adopted says that the device has served an earlier daemon; Held are the
 	// objects that it had open.
 	Adopted bool
-	Kept    []Kept
+	Held    []Held
 }
 
 // Server is the transport.
@@ -45,19 +39,14 @@ type Server struct {
 	kernel  kernel
 	dialect Dialect // the reader's alone
 
-	ctx    context.Context // of all fills; ends with Close
-	cancel context.CancelFunc
-	loop   chan struct{} // closed when no more requests are read
-	failed chan error
-	cull   chan struct{} // the kernel asks for culling
-	work   sync.WaitGroup
+	loop chan struct{} // closed when no more requests are read
+	cull chan struct{} // the kernel asks for culling
+	*ondemand.Requests
 
 	seen func(message) // for tests: every request, in order
 
-	stopping  sync.Once
-	stopped   atomic.Bool
-	leaving   atomic.Bool
-	recovered chan struct{} // closed by Recover
+	stopping sync.Once
+	stopped  atomic.Bool
 
 	mu         sync.Mutex
 	objects    map[uint32]*object
@@ -92,43 +81,42 @@ func serve(k kernel, o Options) *Server {
 }
 
 func newServer(k kernel, o Options) *Server {
-	ctx, cancel := context.WithCancel(context.Background())
 	return &Server{
-		Options: o, kernel: k, ctx: ctx, cancel: cancel,
-		loop: make(chan struct{}), failed: make(chan error, 1), cull: make(chan struct{}, 1), recovered: make(chan struct{}),
+		Options: o, kernel: k, Requests: ondemand.NewRequests(o.Log, o.Holder != nil),
+		loop: make(chan struct{}), cull: make(chan struct{}, 1),
 		objects: map[uint32]*object{}, reading: map[request]bool{}, bootstraps: map[ondemand.Key]*bootstrap{},
 	}
 }
 
 func (s *Server) start() {
-	for _, kept := range s.Kept {
-		s.adopt(kept)
+	for _, held := range s.Held {
+		s.adopt(held)
 	}
 	go s.read()
-	s.goDo(s.cullWhenAsked)
+	s.Go(s.cullWhenAsked)
 }
 
-// adopt takes an object that the last daemon had open. Its blob may be attached
-// yet.
-func (s *Server) adopt(kept Kept) {
+// adopt adopts an object that the last daemon had open. Its blob may be attached
+// later.
+func (s *Server) adopt(h Held) {
 	var m message
-	_, err := fmt.Sscanf(kept.Label, "%d %q %q", &m.object, &m.volume, &m.cookie)
-	if err == nil {
-		m.fd, err = unix.FcntlInt(kept.File.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	var err error
+	if m.object, m.volume, m.cookie, err = parseLabel(h.Label); err == nil {
+		m.fd, err = unix.FcntlInt(h.File.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	}
-	err = errors.Join(err, kept.File.Close())
+	err = errors.Join(err, h.File.Close())
 	if err != nil {
-		s.Log.Error("taking over an object", "label", kept.Label, "error", err)
+		s.Log.Error("an object of the last daemon is not adopted", "label", h.Label, "error", err)
 		return
 	}
 	o := s.register(m)
-	o.kept = true
-	s.goDo(func() {
+	o.held = true
+	s.Go(func() {
 		defer close(o.opened)
 		b := s.find(m)
 		if b == nil || s.bind(o, b) != nil {
-			// Not ours any more, or the kernel has closed it since.
-			s.Log.Info("letting go of an object of the last daemon", "cookie", o.cookie)
+			// Its layer is not attached any more, or the kernel has closed it since.
+			s.Log.Info("an object of the last daemon is released", "cookie", o.cookie)
 			s.forget(o)
 		}
 	})
@@ -144,47 +132,24 @@ func (s *Server) register(m message) *object {
 }
 
 // Name implements ondemand.Transport.
-func (s *Server) Name() string { return "cachefiles" }
-
-// Failed implements ondemand.Transport.
-func (s *Server) Failed() <-chan error { return s.failed }
-
-// Recover implements ondemand.Transport. What a dead daemon has left comes from the
-// kernel again.
-func (s *Server) Recover() { close(s.recovered) }
-
-// early reports whether Recover was not called yet.
-func (s *Server) early() bool {
-	select {
-	case <-s.recovered:
-		return false
-	default:
-		return true
-	}
-}
-
-// successive reports whether a request that fails now is left for the next daemon.
-func (s *Server) successive() bool { return s.leaving.Load() && s.Keeper != nil }
+func (s *Server) Name() string { return name }
 
 // Drain implements ondemand.Transport.
 func (s *Server) Drain() {
-	s.leaving.Store(true)
+	s.Leave()
 	s.stop()
-	ondemand.WaitDrained(&s.work)
+	s.Wait()
 }
 
 // Close implements ondemand.Transport. Fills under way are ended.
 func (s *Server) Close() error {
-	if s.early() {
-		s.leaving.Store(true) // what is not attached yet must not fail for it
-	}
-	s.cancel()
+	s.End()
 	s.stop()
-	s.work.Wait()
+	s.WaitAll()
 	s.mu.Lock()
 	objects := s.objects
 	if len(objects) > 0 {
-		s.Log.Info("reads are left to whoever holds the cachefiles device; without a holder they give EIO", "objects", len(objects))
+		s.Log.Info("reads wait as long as a holder has the cachefiles device; without one they give EIO", "objects", len(objects))
 	}
 	s.objects = map[uint32]*object{}
 	s.mu.Unlock()
@@ -205,31 +170,16 @@ func (s *Server) stop() {
 	})
 }
 
-func (s *Server) goDo(f func()) {
-	s.work.Add(1)
-	go func() {
-		defer s.work.Done()
-		f()
-	}()
-}
-
 func (s *Server) done(r request) {
 	s.mu.Lock()
 	delete(s.reading, r)
 	s.mu.Unlock()
 }
 
-// find returns the blob of an OPEN's keys. Until Recover it waits for one.
+// find returns the blob of an OPEN's keys.
 func (s *Server) find(m message) *ondemand.Blob {
 	key := ondemand.Key{Volume: baseDomain(domain(m.volume)), Cookie: m.cookie}
-	if b := s.lookup(key); b != nil {
-		return b
-	}
-	select {
-	case <-s.recovered:
-	case <-s.ctx.Done():
-	}
-	return s.lookup(key)
+	return ondemand.Find(s.Requests, func() *ondemand.Blob { return s.lookup(key) })
 }
 
 // lookup finds a blob of this transport. In v5 there is no domain: then the
@@ -246,43 +196,43 @@ func (s *Server) lookup(key ondemand.Key) *ondemand.Blob {
 	if b == nil {
 		return nil
 	}
-	if _, ours := b.Store().(*store); !ours {
+	if _, ok := b.Backing().(*backing); !ok {
 		return nil
 	}
 	return b
 }
 
-// bind connects an object with a blob's store.
+// bind connects an object with a blob's backing.
 func (s *Server) bind(o *object, b *ondemand.Blob) error {
-	st := b.Store().(*store)
+	st := b.Backing().(*backing)
 	o.mu.Lock()
-	o.store = st
+	o.backing = st
 	o.mu.Unlock()
-	if err := st.bind(s.ctx, o); err != nil {
+	if err := st.bind(s.Context(), o); err != nil {
 		return err
 	}
 	b.Refresh()
 	return nil
 }
 
-// forget lets go of an object that was not opened after all.
+// forget releases an object that was not opened after all.
 func (s *Server) forget(o *object) {
 	s.mu.Lock()
 	if s.objects[o.id] == o {
 		delete(s.objects, o.id)
 	}
 	s.mu.Unlock()
-	s.letGo(o)
+	s.release(o)
 }
 
-// letGo closes all that we have of an object.
-func (s *Server) letGo(o *object) {
+// release closes all that the server has of an object.
+func (s *Server) release(o *object) {
 	if st := o.bound(); st != nil {
 		st.unbind(o)
 	}
-	if o.kept {
-		if err := s.Keeper.Drop(label(o.id, o.volume, o.cookie)); err != nil {
-			s.Log.Error("dropping a kept object", "cookie", o.cookie, "error", err)
+	if o.held {
+		if err := s.Holder.Release(label(o.id, o.volume, o.cookie)); err != nil {
+			s.Log.Error("an object is not released", "cookie", o.cookie, "error", err)
 		}
 	}
 	if err := o.close(); err != nil {

@@ -254,7 +254,7 @@ func TestWhatTheCacheHoldsIsNotFetched(t *testing.T) {
 	s.push(encodeRead(s.dialect, 1, object, 0, blobSize))
 	s.answered(1, 1)
 	s.push(encodeClose(2, object))
-	eventually(t, "the store is unbound", func() bool { return s.blob.Filled() == 0 })
+	eventually(t, "the backing is unbound", func() bool { return s.blob.Filled() == 0 })
 	before := s.source.spans()
 
 	fd, err := unix.FcntlInt(uintptr(s.files[0]), unix.F_DUPFD, 0)
@@ -372,9 +372,9 @@ func TestCloseAnswersAll(t *testing.T) {
 			defer s.server.mu.Unlock()
 			return len(s.server.reading) == 20
 		})
-		s.server.cancel()
+		s.server.End()
 		s.server.stop()
-		s.server.work.Wait()
+		s.server.WaitAll()
 		for id := range uint32(20) {
 			if a := s.answered(id+1, 1); len(a) != 1 {
 				t.Errorf("request %d: %q", id+1, a)

@@ -58,24 +58,21 @@ func (s *Server) holes() (n int) {
 	return n
 }
 
-// Store implements ondemand.Transport: blobs are files.
-func (s *Server) Store(ondemand.Key, int64, int64) (ondemand.Store, error) { return nil, nil }
-
 // Serves implements ondemand.Transport: durable blobs are the kernel's own. One that
 // is only complete may have holes again.
 func (s *Server) Serves(b *ondemand.Blob) bool { return !b.Durable() }
 
 // Needed implements ondemand.Transport, by the marks that the kernel has: also
-// those of blobs that nobody attaches any more.
+// those of blobs that are not attached.
 func (s *Server) Needed() bool {
 	n, err := marks(s.group)
 	if err != nil {
-		s.log.Error("looking for marks", "error", err)
+		s.log.Error("the marks of the fanotify group cannot be counted", "error", err)
 	}
 	return err != nil || n > 0
 }
 
-// Revive implements ondemand.Transport: the kernel has let readers through.
+// Revive implements ondemand.Reviver. The kernel has let readers through.
 func (s *Server) Revive(b *ondemand.Blob) error {
 	if !b.Complete() {
 		return errors.New("holes may have been read as zeros")
@@ -87,9 +84,6 @@ func (s *Server) Revive(b *ondemand.Blob) error {
 func (s *Server) Mount(b *ondemand.Blob, bootstrap, target string) error {
 	return erofs.Mount(bootstrap, b.Path(), target)
 }
-
-// Remove implements ondemand.Transport: the kernel keeps nothing.
-func (s *Server) Remove(ondemand.Key) error { return nil }
 
 // Attach implements ondemand.Transport. A durable blob needs no marking, but may
 // have events of the time before a dead daemon had completed it.
@@ -124,18 +118,18 @@ func (s *Server) Attach(b *ondemand.Blob, bootstrap string) error {
 // forget ends the use of what is attached.
 func (s *Server) forget(id inode, a *attached) error {
 	s.mu.Lock()
-	ours := s.attached[id] == a
-	if ours {
+	same := s.attached[id] == a
+	if same {
 		delete(s.attached, id)
 	}
 	s.mu.Unlock()
-	if !ours {
+	if !same {
 		return nil
 	}
 	return a.file.Close()
 }
 
-// detachAll lets go of all without touching the kernel's marks.
+// detachAll closes the files of all attached blobs and leaves the kernel's marks.
 func (s *Server) detachAll() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -147,11 +141,8 @@ func (s *Server) detachAll() error {
 	return errors.Join(errs...)
 }
 
-// Release implements ondemand.Transport. Requests under way are still answered.
+// Release implements ondemand.Releaser. Requests under way are still answered.
 func (s *Server) Release(b *ondemand.Blob) error {
-	if !b.Complete() {
-		return errors.New("release of " + b.Key().String() + ": it has holes")
-	}
 	_, a := s.find(b)
 	if a == nil {
 		return nil
@@ -160,7 +151,7 @@ func (s *Server) Release(b *ondemand.Blob) error {
 }
 
 // Detach implements ondemand.Transport. Without its mark holes read as zeros: a
-// blob that has any, or may have, keeps it as long as anybody can read it.
+// blob that has any, or may have, keeps it as long as a process can read it.
 func (s *Server) Detach(b *ondemand.Blob) error {
 	id, a := s.find(b)
 	if a == nil {
@@ -168,7 +159,7 @@ func (s *Server) Detach(b *ondemand.Blob) error {
 	}
 	if s.Serves(b) {
 		if used, err := erofs.InUse(a.bootstrap); used || err != nil {
-			return fmt.Errorf("detach %s: %w", b.Key(), errors.Join(ondemand.ErrBusy, err))
+			return ondemand.Busy(b, err)
 		}
 	}
 	if err := unmark(s.group, a.file); err != nil {

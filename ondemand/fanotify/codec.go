@@ -18,7 +18,7 @@ const (
 // event is one pre-content request.
 type event struct {
 	mask  uint64
-	fd    int32 // a descriptor of the file, ours to close; the answer names it
+	fd    int32 // a descriptor of the file, which the server closes; the answer names it
 	pid   int32
 	off   int64
 	count int64 // zero where the kernel named no range

@@ -8,7 +8,7 @@ import (
 	"testing"
 
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
-	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/inflight"
 )
 
 // losing is a file of which the first sync says that the disk has lost everything.
@@ -49,15 +49,15 @@ func TestCompleteIsNotDurable(t *testing.T) {
 	if err := file.Truncate(kernelSpans * kernelSpan); err != nil {
 		t.Fatal(err)
 	}
-	store := &losing{Bitmap: ondemand.NewBitmap(kernelSpans), file: file}
+	backing := &losing{Bitmap: ondemand.NewBitmap(kernelSpans), file: file}
 	for span := range int64(kernelSpans) {
-		store.Set(span)
+		backing.Set(span)
 	}
 	group, err := NewGroup()
 	if err != nil {
 		t.Fatal(err)
 	}
-	j, err := journal.New(Journal)
+	j, err := inflight.New(InFlight)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +71,7 @@ func TestCompleteIsNotDurable(t *testing.T) {
 		t.Fatal(err)
 	}
 	b, err := engine.Open(ondemand.BlobConfig{
-		Key: ondemand.Key{Volume: "v", Cookie: "c"}, Path: path, Size: kernelSpans * kernelSpan, SpanSize: kernelSpan, Source: &letters{}, Store: store,
+		Key: ondemand.Key{Volume: "v", Cookie: "c"}, Path: path, Size: kernelSpans * kernelSpan, SpanSize: kernelSpan, Source: &letters{}, Backing: backing,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -13,7 +13,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/internal/descriptor"
 	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
-	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/inflight"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/transporttest"
 )
 
@@ -30,7 +30,7 @@ func TestConformance(t *testing.T) {
 				t.Fatal(err)
 			}
 			release = hold(t, group)
-			j, err := journal.New(Journal)
+			j, err := inflight.New(InFlight)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -141,4 +141,9 @@ func FuzzDecode(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestDriver(t *testing.T) {
+	needKernel(t)
+	transporttest.RunDriver(t, func(dir string) ondemand.Driver { return Driver{Dir: dir} })
 }

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// NewGroup makes a group for pre-content events. Whoever holds a descriptor of
-// it keeps readers waiting instead of reading holes.
+// NewGroup makes a group for pre-content events. As long as a process has a descriptor
+// of it, readers of holes wait.
 func NewGroup() (*os.File, error) {
 	flags := uint(unix.FAN_CLASS_PRE_CONTENT | unix.FAN_CLOEXEC | unix.FAN_NONBLOCK |
 		unix.FAN_UNLIMITED_QUEUE | unix.FAN_UNLIMITED_MARKS)

@@ -18,7 +18,7 @@ import (
 
 	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
-	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/inflight"
 )
 
 // Tests here read a marked file itself, without a file system on it.
@@ -58,7 +58,7 @@ func (l *letters) Fetch(ctx context.Context, first, last int64, put func(int64, 
 }
 
 // serveFile serves a blob at path.
-func serveFile(t *testing.T, group *os.File, j *journal.Journal, path string, src *letters) (*Server, *ondemand.Blob) {
+func serveFile(t *testing.T, group *os.File, j *inflight.Table, path string, src *letters) (*Server, *ondemand.Blob) {
 	t.Helper()
 	s, err := Serve(group, j, slog.New(slog.NewTextHandler(t.Output(), nil)))
 	if err != nil {
@@ -88,7 +88,7 @@ func newServer(t *testing.T, path string, src *letters) (*Server, *ondemand.Blob
 	if err != nil {
 		t.Fatal(err)
 	}
-	j, err := journal.New(Journal)
+	j, err := inflight.New(InFlight)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,15 +160,15 @@ func (r *reader) mustRead(t *testing.T) {
 	}
 }
 
-// small is a journal that must grow.
-var small = journal.Shape{Inbox: Journal.Inbox, Slot: Journal.Slot, Slots: 2}
+// small is an in-flight table that must grow.
+var small = inflight.Shape{Inbox: InFlight.Inbox, Slot: InFlight.Slot, Slots: 2}
 
-// TestKilledWithFullJournal has more readers wait than the journal has room for at
+// TestKilledWithFullTable has more readers wait than the in-flight table has room for at
 // first, when the daemon, another process, is killed. The next one answers them
 // all, and readers whose events get their numbers.
-func TestKilledWithFullJournal(t *testing.T) {
+func TestKilledWithFullTable(t *testing.T) {
 	if path := os.Getenv("LACUNA_TEST_BLOB"); path != "" {
-		j, err := journal.Open(os.NewFile(4, "journal"), small)
+		j, err := inflight.Open(os.NewFile(4, "table"), small)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -204,16 +204,16 @@ func TestKilledWithFullJournal(t *testing.T) {
 	}
 }
 
-// TestLostJournal has the same daemon killed and nobody know what it had read: those
+// TestLostTable has the same daemon killed and nobody know what it had read: those
 // readers fail, others do not.
-func TestLostJournal(t *testing.T) {
+func TestLostTable(t *testing.T) {
 	needKernel(t)
 	path := filepath.Join(t.TempDir(), "blob")
 	group, _, readers := killed(t, path)
 	if err := Refuse(group); err != nil {
 		t.Fatal(err)
 	}
-	j, err := journal.New(Journal)
+	j, err := inflight.New(InFlight)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -235,17 +235,17 @@ const waiting = 9
 
 // killed has readers wait for a daemon that is killed then, and returns what the next
 // one gets.
-func killed(t *testing.T, path string) (*os.File, *journal.Journal, []*reader) {
+func killed(t *testing.T, path string) (*os.File, *inflight.Table, []*reader) {
 	t.Helper()
 	group, err := NewGroup()
 	if err != nil {
 		t.Fatal(err)
 	}
-	j, err := journal.New(small)
+	j, err := inflight.New(small)
 	if err != nil {
 		t.Fatal(err)
 	}
-	daemon := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^TestKilledWithFullJournal$")
+	daemon := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^TestKilledWithFullTable$")
 	daemon.Env = append(os.Environ(), "LACUNA_TEST_BLOB="+path)
 	daemon.ExtraFiles = []*os.File{group, j.File()}
 	daemon.Stderr = os.Stderr
@@ -264,7 +264,7 @@ func killed(t *testing.T, path string) (*os.File, *journal.Journal, []*reader) {
 		readers = append(readers, startReader(t, path, i))
 	}
 	for recorded := 0; recorded < waiting; time.Sleep(10 * time.Millisecond) {
-		again, err := journal.Open(j.File(), small) // it may have grown
+		again, err := inflight.Open(j.File(), small) // it may have grown
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -281,7 +281,7 @@ func killed(t *testing.T, path string) (*os.File, *journal.Journal, []*reader) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if j, err = journal.Open(j.File(), small); err != nil {
+	if j, err = inflight.Open(j.File(), small); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { group.Close() })
@@ -354,7 +354,7 @@ func TestClosedBeforeRecover(t *testing.T) {
 		t.Fatal(err)
 	}
 	hold(t, group)
-	j, err := journal.New(Journal)
+	j, err := inflight.New(InFlight)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -394,9 +394,9 @@ func TestClosedBeforeRecover(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(j.Left().Slots) == 0 {
-		t.Error("the journal has nothing for the next daemon")
+		t.Error("the in-flight table has nothing for the next daemon")
 	}
-	if j, err = journal.Open(j.File(), Journal); err != nil {
+	if j, err = inflight.Open(j.File(), InFlight); err != nil {
 		t.Fatal(err)
 	}
 	s, b := serveFile(t, os.NewFile(uintptr(next), "group"), j, path, &letters{})

@@ -12,13 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
-	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/inflight"
 )
 
-// Journal is the shape of the journal that a keeper holds beside the group. The
+// InFlight is the shape of the in-flight table that is held beside the group. The
 // kernel matches answers by the number of the event's descriptor alone
-// (fanotify_user.c, process_access_response), so a successor can give them.
-var Journal = journal.Shape{
+// (fanotify_user.c, process_access_response), so the next daemon can give them.
+var InFlight = inflight.Shape{
 	Inbox: 64 << 10,
 	Slot:  slotSize,
 	Slots: 8192, // far more than readers that wait at once
@@ -44,27 +44,28 @@ type left struct {
 	slot int
 }
 
-// number is a descriptor number that dead events have. Answers go by number, to
-// the eldest event of it; so no event of ours is answered before those are.
+// number is a descriptor number that events of a dead daemon have. The kernel matches
+// an answer with the oldest event of a number, so no new event is answered before
+// those are.
 type number struct {
 	events []left
-	// held is a descriptor of ours with that number, so that the kernel gives it
-	// to no new event; -1 where it was in use already. It may come free then, and a
-	// new event get it, which waits.
-	held    int
-	settled chan struct{} // closed when the events are answered
-	once    sync.Once
+	// held is a descriptor of this process with that number, so that the kernel
+	// gives the number to no new event; -1 where it was in use already. When it
+	// becomes free a new event may get it, which then waits.
+	held     int
+	answered chan struct{} // closed when the events are answered
+	once     sync.Once
 }
 
 // leftovers finds what a dead daemon has not answered, by number, and perhaps some
 // that it has: a second answer does no harm once all of a number are filled. What
-// was in the inbox only has a slot afterwards, since the next read goes there, and
-// we may die as well.
-func leftovers(j *journal.Journal, log *slog.Logger) (numbers map[int32]*number, err error) {
+// was in the inbox only has a slot afterwards: the next read overwrites the inbox,
+// and this daemon may die too.
+func leftovers(j *inflight.Table, log *slog.Logger) (numbers map[int32]*number, err error) {
 	numbers = map[int32]*number{}
 	of := func(fd int32) *number {
 		if numbers[fd] == nil {
-			numbers[fd] = &number{held: -1, settled: make(chan struct{})}
+			numbers[fd] = &number{held: -1, answered: make(chan struct{})}
 		}
 		return numbers[fd]
 	}
@@ -83,7 +84,7 @@ func leftovers(j *journal.Journal, log *slog.Logger) (numbers map[int32]*number,
 	// inbox too. They have been answered; taking them costs a refused answer.
 	events, err := decode(found.Inbox)
 	if err != nil && found.Noted {
-		log.Error("reading the journal of the last daemon", "error", err)
+		log.Error("the inbox of the last daemon's in-flight table cannot be decoded", "error", err)
 	}
 	for _, e := range events {
 		if e.fd < 0 {
@@ -118,7 +119,7 @@ func reserve(numbers map[int32]*number) error {
 		}
 		fd, err := unix.FcntlInt(uintptr(null), unix.F_DUPFD_CLOEXEC, int(at))
 		switch {
-		case errors.Is(err, unix.EMFILE): // it is ours, and all above
+		case errors.Is(err, unix.EMFILE): // this process uses it, and all above
 		case errors.Is(err, unix.EINVAL): // above RLIMIT_NOFILE: nothing gets it
 		case err != nil:
 			return fmt.Errorf("reserve descriptor %d of an event: %w", at, err)
@@ -138,12 +139,12 @@ func reserve(numbers map[int32]*number) error {
 // Recover implements ondemand.Transport. Each number is free again when its events
 // are answered.
 func (s *Server) Recover() {
-	close(s.recovered)
+	s.Requests.Recover()
 	if len(s.numbers) > 0 {
-		s.log.Info("answering what the last daemon has left", "numbers", len(s.numbers))
+		s.log.Info("requests of the last daemon are being answered", "numbers", len(s.numbers))
 	}
 	for fd, n := range s.numbers {
-		s.goDo(func() { s.answerLeft(fd, n) })
+		s.Start(func() { s.answerLeft(fd, n) })
 	}
 }
 
@@ -155,20 +156,20 @@ func (s *Server) answerLeft(fd int32, n *number) {
 	for _, l := range n.events {
 		errno = max(errno, s.fillLeft(l))
 	}
-	if errno != 0 && s.leaving() {
-		return // the successor finds them in the journal
+	if errno != 0 && s.Leaving() {
+		return // the next daemon finds them in the in-flight table
 	}
-	s.settle(fd, n, errno)
+	s.answerAll(fd, n, errno)
 }
 
-// settle answers the events of a number, once.
-func (s *Server) settle(fd int32, n *number, errno unix.Errno) {
+// answerAll answers the events of a number, once.
+func (s *Server) answerAll(fd int32, n *number, errno unix.Errno) {
 	n.once.Do(func() {
 		for _, l := range n.events {
 			s.respond(fd, errno)
-			s.journal.Clear(l.slot)
+			s.table.Clear(l.slot)
 		}
-		close(n.settled)
+		close(n.answered)
 		n.free()
 	})
 }
@@ -202,9 +203,9 @@ func (s *Server) fillLeft(l left) unix.Errno {
 	return 0
 }
 
-// Refuse denies all that was read of a group and not answered, whose journal is lost
-// or cannot be read: the numbers are unknown, but there are not many that can be. It
-// comes before Serve.
+// Refuse denies all events that were read from a group and not answered, when the
+// in-flight table is lost or cannot be read. Their numbers are unknown, but there are
+// few enough to try them all. It comes before Serve.
 func Refuse(group *os.File) error {
 	limit := unix.Rlimit{Max: maxNumber}
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
@@ -224,6 +225,6 @@ func Refuse(group *os.File) error {
 	return nil
 }
 
-// maxNumber is more than a descriptor of a process is where nobody has raised the
-// limit (NR_OPEN, include/uapi/linux/fs.h has 1024 times 1024).
+// maxNumber is more than a descriptor's number can be where the administrator has not
+// raised the limit (NR_OPEN, include/uapi/linux/fs.h has 1024 times 1024).
 const maxNumber = 1 << 20

@@ -14,11 +14,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
-	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/inflight"
 )
 
 func TestLeftovers(t *testing.T) {
-	j, err := journal.New(Journal)
+	j, err := inflight.New(InFlight)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +89,7 @@ func newBlob(t *testing.T, src ondemand.Source) (*ondemand.Blob, inode) {
 	return b, identity(&st)
 }
 
-func put(t *testing.T, j *journal.Journal, e event, id inode) int {
+func put(t *testing.T, j *inflight.Table, e event, id inode) int {
 	t.Helper()
 	slot, err := j.Put(encodeSlot(e, id))
 	if err != nil {
@@ -98,9 +98,9 @@ func put(t *testing.T, j *journal.Journal, e event, id inode) int {
 	return slot
 }
 
-// successor serves what a journal has, with a pipe for the kernel's end, of which
+// successor serves what an in-flight table has, with a pipe for the kernel's end, of which
 // only answers are of interest.
-func successor(t *testing.T, j *journal.Journal) (s *Server, kernel *os.File) {
+func successor(t *testing.T, j *inflight.Table) (s *Server, kernel *os.File) {
 	t.Helper()
 	kernel, group, err := os.Pipe()
 	if err != nil {
@@ -130,7 +130,7 @@ func expect(t *testing.T, kernel *os.File, answers ...[]byte) {
 func TestNumberUsedTwice(t *testing.T) {
 	src := &gated{gate: make(chan struct{})}
 	b, id := newBlob(t, src)
-	j, err := journal.New(Journal)
+	j, err := inflight.New(InFlight)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +149,7 @@ func TestNumberUsedTwice(t *testing.T) {
 	}
 	close(src.gate)
 	expect(t, kernel, answer(number, 0), answer(number, 0))
-	<-s.numbers[number].settled
+	<-s.numbers[number].answered
 	if left := j.Left(); len(left.Slots) != 0 {
 		t.Errorf("slots %v are left", left.Slots)
 	}
@@ -164,7 +164,7 @@ func TestLeftOfCompleteBlob(t *testing.T) {
 	if err := errors.Join(b.Fill(t.Context(), 0, 2*testSpan), b.Sync()); err != nil || !b.Durable() {
 		t.Fatal(b.Durable(), err)
 	}
-	j, err := journal.New(Journal)
+	j, err := inflight.New(InFlight)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,7 +204,7 @@ func (g *gated) Fetch(ctx context.Context, first, last int64, put func(int64, []
 func TestStartWaitsForNobody(t *testing.T) {
 	src := &gated{gate: make(chan struct{})}
 	b, id := newBlob(t, src)
-	j, err := journal.New(Journal)
+	j, err := inflight.New(InFlight)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -221,8 +221,8 @@ func TestStartWaitsForNobody(t *testing.T) {
 	s.attached[id] = &attached{blob: b}
 	s.Recover()
 	for _, fd := range []int32{900, 901} {
-		<-s.numbers[fd].settled
-		s.numbers[fd].once.Do(func() { t.Error("settled without an answer") }) // returns when it is over
+		<-s.numbers[fd].answered
+		s.numbers[fd].once.Do(func() { t.Error("counted as answered without an answer") }) // returns when it is over
 		if isOpen(int(fd)) {
 			t.Errorf("number %d is kept though it is answered", fd)
 		}
@@ -237,11 +237,9 @@ func TestStartWaitsForNobody(t *testing.T) {
 	if !isOpen(stuck) {
 		t.Errorf("number %d is free before it is answered", stuck)
 	}
-	s.taking.Lock() // as Drain, without its wait
-	s.draining = true
-	s.taking.Unlock()
-	s.cancel()
-	s.work.Wait()
+	s.Leave() // as Drain, without its wait
+	s.End()
+	s.WaitAll()
 	if found, err := leftovers(j, s.log); err != nil || len(found) != 1 || found[stuck] == nil {
 		t.Errorf("left for the next daemon: %v, %v", found, err)
 	}
@@ -264,7 +262,7 @@ func isOpen(fd int) bool {
 // on.
 func TestOwnWriteWithADeadNumber(t *testing.T) {
 	b, id := newBlob(t, &gated{gate: make(chan struct{})})
-	j, err := journal.New(Journal)
+	j, err := inflight.New(InFlight)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -278,8 +276,8 @@ func TestOwnWriteWithADeadNumber(t *testing.T) {
 	s.Recover()
 	s.take(event{fd: int32(fd), pid: s.self}) // which closes it
 	expect(t, kernel, answer(int32(fd), unix.EIO), answer(int32(fd), 0))
-	s.cancel()
-	s.work.Wait()
+	s.End()
+	s.WaitAll()
 	if _, found := j.Left().Slots[slot]; found {
 		t.Error("the dead event would be answered again, in place of a later one")
 	}

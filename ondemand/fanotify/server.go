@@ -1,7 +1,6 @@
 package fanotify
 
 import (
-	"context"
 	"errors"
 	"log/slog"
 	"os"
@@ -12,27 +11,18 @@ import (
 
 	"github.com/lacuna-snapshotter/lacuna/internal/fault"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
-	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
+	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/inflight"
 )
 
 // Server is the transport.
 type Server struct {
 	group   *os.File
-	journal *journal.Journal
+	table   *inflight.Table
 	log     *slog.Logger
 	self    int32
 	numbers map[int32]*number // of a dead daemon's events; not changed after Serve
-
-	ctx    context.Context // of all fills; ends with Close
-	cancel context.CancelFunc
-	loop   chan struct{} // closed when no more events are read
-	failed chan error
-	work   sync.WaitGroup
-
-	recovered chan struct{} // closed by Recover
-
-	taking   sync.Mutex
-	draining bool
+	loop    chan struct{}     // closed when no more events are read
+	*ondemand.Requests
 
 	mu       sync.RWMutex
 	attached map[inode]*attached
@@ -41,49 +31,37 @@ type Server struct {
 // Serve answers the events of a group, which it owns from now on with its
 // journal, until Close. Once all blobs of live mounts are attached, Recover must
 // be called: until then requests for files that are not attached wait.
-func Serve(group *os.File, j *journal.Journal, log *slog.Logger) (*Server, error) {
+func Serve(group *os.File, j *inflight.Table, log *slog.Logger) (*Server, error) {
 	numbers, err := leftovers(j, log)
+	if err == nil {
+		err = reserve(numbers)
+	}
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, group.Close(), j.Close())
 	}
-	if err := reserve(numbers); err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithCancel(context.Background())
 	s := &Server{
-		group: group, journal: j, log: log, self: int32(os.Getpid()), numbers: numbers,
-		ctx: ctx, cancel: cancel, loop: make(chan struct{}), failed: make(chan error, 1), recovered: make(chan struct{}),
-		attached: map[inode]*attached{},
+		group: group, table: j, log: log, self: int32(os.Getpid()), numbers: numbers,
+		loop: make(chan struct{}), Requests: ondemand.NewRequests(log, true), attached: map[inode]*attached{},
 	}
 	go s.read()
 	return s, nil
 }
 
 // Name implements ondemand.Transport.
-func (s *Server) Name() string { return "fanotify" }
-
-// Failed implements ondemand.Transport.
-func (s *Server) Failed() <-chan error { return s.failed }
+func (s *Server) Name() string { return name }
 
 // Close implements ondemand.Transport. Fills under way are ended, and what was
 // read of the group is answered, before its descriptor is closed; after a Drain, or
 // before Recover, all but what is left.
 func (s *Server) Close() error {
-	s.taking.Lock()
-	select {
-	case <-s.recovered:
-	default:
-		s.draining = true // whose blobs are not attached must not fail for it
-	}
-	s.taking.Unlock()
 	if n := s.holes(); n > 0 {
-		s.log.Info("reads of holes are left to whoever holds the fanotify group; without a holder they give zeros", "blobs", n)
+		s.log.Info("reads of holes wait as long as a holder has the fanotify group; without one they give zeros", "blobs", n)
 	}
-	s.cancel()
-	s.work.Wait() // the loop goes on meanwhile: a fill's write may need it
+	s.End()
+	s.WaitAll() // the loop goes on meanwhile: a fill's write may need it
 	err := s.group.SetReadDeadline(past)
 	<-s.loop
-	s.work.Wait()
+	s.WaitAll()
 	for _, n := range s.numbers {
 		n.once.Do(n.free)
 	}
@@ -91,30 +69,10 @@ func (s *Server) Close() error {
 }
 
 // Drain implements ondemand.Transport. Requests that come from now on are left
-// in the journal. Our own writes are answered until Close.
+// in the in-flight table. Our own writes are answered until Close.
 func (s *Server) Drain() {
-	s.taking.Lock()
-	s.draining = true
-	s.taking.Unlock()
-	ondemand.WaitDrained(&s.work)
-}
-
-func (s *Server) leaving() bool {
-	s.taking.Lock()
-	defer s.taking.Unlock()
-	return s.draining
-}
-
-// goDo starts work that Drain and Close wait for. Once we are leaving it starts none
-// and returns false.
-func (s *Server) goDo(f func()) bool {
-	s.taking.Lock()
-	defer s.taking.Unlock()
-	if s.draining {
-		return false
-	}
-	s.work.Go(f)
-	return true
+	s.Leave()
+	s.Wait()
 }
 
 // read is the loop. It never fills itself: a fill's own write may raise an
@@ -123,7 +81,7 @@ func (s *Server) read() {
 	defer close(s.loop)
 	pace := ondemand.Pace{Log: s.log, What: "reading fanotify events"}
 	for {
-		n, err := s.group.Read(s.journal.Inbox())
+		n, err := s.group.Read(s.table.Inbox())
 		switch {
 		case err == nil:
 			pace.Good()
@@ -132,7 +90,7 @@ func (s *Server) read() {
 			return
 		case final(err):
 			s.log.Error("reading fanotify events", "error", err)
-			s.failed <- err
+			s.Fail(err)
 			return
 		default:
 			pace.Failed(err)
@@ -140,26 +98,26 @@ func (s *Server) read() {
 	}
 }
 
-// final reports whether a read failed because of what we asked, which stays as it
-// is. Other errors are those of one event: the kernel could make no descriptor of
+// final reports whether a read failed because the call itself is wrong, so that all
+// later ones fail too. Other errors are those of one event: the kernel could make no descriptor of
 // its file, and has denied it (fanotify_user.c, fanotify_read: what is not copied
 // is answered with FAN_DENY).
 func final(err error) bool {
 	return errors.Is(err, unix.EBADF) || errors.Is(err, unix.EFAULT) || errors.Is(err, unix.EINVAL)
 }
 
-// received has what is in the inbox answered or recorded.
+// received answers or records the events in the inbox.
 func (s *Server) received(n int) {
 	fault.Point("request read")
-	s.journal.Received(n)
-	events, err := decode(s.journal.Inbox()[:n])
+	s.table.Received(n)
+	events, err := decode(s.table.Inbox()[:n])
 	if err != nil {
 		s.log.Error("decoding fanotify events", "error", err)
 	}
 	for _, e := range events {
 		s.take(e)
 	}
-	s.journal.Emptied(n)
+	s.table.Emptied(n)
 }
 
 // take answers an event or starts the goroutine that will.
@@ -170,7 +128,7 @@ func (s *Server) take(e event) {
 	}
 	dead := s.numbers[e.fd]
 	if e.pid == s.self { // a fill's write, which must not wait for fills
-		if dead == nil || !s.goDo(func() { s.allow(e, dead, patience) }) {
+		if dead == nil || !s.Start(func() { s.allow(e, dead, patience) }) {
 			s.allow(e, dead, 0)
 		}
 		return
@@ -179,35 +137,35 @@ func (s *Server) take(e event) {
 	err := unix.Fstat(int(e.fd), &st)
 	slot := -1
 	if err == nil {
-		slot, err = s.journal.Put(encodeSlot(e, identity(&st)))
+		slot, err = s.table.Put(encodeSlot(e, identity(&st)))
 	}
 	if err != nil {
 		s.log.Error("read fails with EIO", "error", err, "pid", e.pid)
 		if dead != nil {
-			s.settle(e.fd, dead, unix.EIO)
+			s.answerAll(e.fd, dead, unix.EIO)
 		}
 		s.answer(e, unix.EIO)
 		s.closeFile(e)
 		return
 	}
-	s.goDo(func() { s.serve(e, identity(&st), slot, dead) })
+	s.Start(func() { s.serve(e, identity(&st), slot, dead) })
 }
 
-// patience is how long a write of ours that has got the number of dead events waits
-// for their fill, before they fail: it may be that fill's write itself.
+// patience is how long a write of this process that has got the number of dead events
+// waits for their fill before it denies them: it may be that fill's own write.
 const patience = time.Second
 
-// allow has a write of ours go on, behind dead events.
+// allow lets a write of this process go on, after dead events of its number.
 func (s *Server) allow(e event, dead *number, most time.Duration) {
 	if dead != nil {
 		late := time.NewTimer(most)
 		defer late.Stop()
 		select {
-		case <-dead.settled:
+		case <-dead.answered:
 		case <-late.C:
-		case <-s.ctx.Done():
+		case <-s.Context().Done():
 		}
-		s.settle(e.fd, dead, unix.EIO) // unless it is
+		s.answerAll(e.fd, dead, unix.EIO) // unless it is
 	}
 	s.answer(e, 0)
 	s.closeFile(e)
@@ -218,33 +176,26 @@ func (s *Server) allow(e event, dead *number, most time.Duration) {
 func (s *Server) serve(e event, id inode, slot int, dead *number) {
 	if dead != nil {
 		select {
-		case <-dead.settled:
-		case <-s.ctx.Done():
-			return // for the successor, as the dead daemon's
+		case <-dead.answered:
+		case <-s.Context().Done():
+			return // for the next daemon, as the dead daemon's
 		}
 	}
 	errno := s.fill(e, id)
-	if errno != 0 && s.leaving() {
-		return // the successor finds it in the journal
+	if errno != 0 && s.Leaving() {
+		return // the next daemon finds it in the in-flight table
 	}
 	s.answer(e, errno)
 	fault.Point("after the answer")
-	s.journal.Clear(slot)
+	s.table.Clear(slot)
 	s.closeFile(e) // now its number may be used again, not before
 }
 
 // fill brings the event's range and returns what to deny with.
 func (s *Server) fill(e event, id inode) unix.Errno {
-	b := s.blob(id)
+	b := ondemand.Find(s.Requests, func() *ondemand.Blob { return s.blob(id) })
 	if b == nil {
-		select { // it may be attached yet
-		case <-s.recovered:
-		case <-s.ctx.Done():
-		}
-		b = s.blob(id)
-	}
-	if b == nil {
-		ondemand.LogFailure(s.log, s.leaving(), errors.New("the file is not attached"), "inode", id.ino, "pid", e.pid)
+		s.LogFailure(errors.New("the file is not attached"), "inode", id.ino, "pid", e.pid)
 		return unix.EIO
 	}
 	return s.fillBlob(b, e)
@@ -255,8 +206,8 @@ func (s *Server) fillBlob(b *ondemand.Blob, e event) unix.Errno {
 	if count == 0 {
 		count = b.Size() // no range: all of it
 	}
-	if err := b.Fill(s.ctx, e.off, count); err != nil {
-		ondemand.LogFailure(s.log, s.leaving(), err, "pid", e.pid)
+	if err := b.Fill(s.Context(), e.off, count); err != nil {
+		s.LogFailure(err, "pid", e.pid)
 		return unix.EIO
 	}
 	return 0

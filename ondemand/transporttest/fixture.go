@@ -131,13 +131,13 @@ func (f *fixture) layerOf(name string, tar []byte) *layer {
 func (l *layer) open() {
 	l.f.t.Helper()
 	key, size := ondemand.Key{Volume: "test", Cookie: l.name}, int64(len(l.source.data))
-	store, err := l.f.transport.Store(key, size, spanSize)
+	backing, err := ondemand.NewBacking(l.f.transport, key, size, spanSize)
 	if err != nil {
 		l.f.t.Fatal(err)
 	}
 	b, err := l.f.engine.Open(ondemand.BlobConfig{
 		Key: key, Path: filepath.Join(l.f.dir, l.name+".blob"),
-		Size: size, SpanSize: spanSize, Source: l.source, Store: store,
+		Size: size, SpanSize: spanSize, Source: l.source, Backing: backing,
 	})
 	if err != nil {
 		l.f.t.Fatal(err)

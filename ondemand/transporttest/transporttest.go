@@ -30,9 +30,9 @@ type Kind struct {
 	// Die, if there, ends whatever else holds the kernel's side of a transport
 	// that was closed.
 	Die func()
-	// Survives says that the mounts of complete blobs need nobody.
+	// Survives says that the mounts of complete blobs need no daemon.
 	Survives bool
-	// Revives says that a mount which nobody has served for a while must be
+	// Revives says that a mount which was not served for a while must be
 	// served again, and not replaced.
 	Revives bool
 }
@@ -43,17 +43,17 @@ const spanSize = 16 << 10
 func Run(t *testing.T, k Kind) {
 	hostcheck.Root(t)
 	for name, test := range map[string]func(*testing.T, *fixture){
-		"every byte is right":        everyByte,
-		"many readers one fetch":     manyReaders,
-		"mapped and executed":        execute,
-		"failure is EIO then mended": failure,
-		"released reads are native":  release,
-		"restart with filled spans":  restart,
-		"not served for a while":     unserved,
-		"close answers all":          closing,
-		"detach is idempotent":       detached,
-		"no detach while in use":     inUse,
-		"many blobs":                 manyBlobs,
+		"every byte is right":       everyByte,
+		"many readers one fetch":    manyReaders,
+		"mapped and executed":       execute,
+		"failure is EIO then right": failure,
+		"released reads are native": release,
+		"restart with filled spans": restart,
+		"not served for a while":    unserved,
+		"close answers all":         closing,
+		"detach is idempotent":      detached,
+		"no detach while in use":    inUse,
+		"many blobs":                manyBlobs,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, newFixture(t, k)) })
 	}
@@ -135,11 +135,11 @@ func release(t *testing.T, f *fixture) {
 	if err := errors.Join(l.blob.Fill(t.Context(), 0, l.blob.Size()), l.blob.Sync()); err != nil || !l.blob.Durable() {
 		t.Fatal(l.blob.Durable(), err)
 	}
-	if err := f.transport.Release(l.blob); err != nil {
+	if err := ondemand.Release(f.transport, l.blob); err != nil {
 		t.Fatal(err)
 	}
 	if f.kind.Survives {
-		f.close() // the reads need nobody
+		f.close() // the reads need no daemon
 	}
 	l.source.fail.Store(true)
 	l.checkAll()
@@ -168,8 +168,8 @@ func restart(t *testing.T, f *fixture) {
 	l.checkAll()
 }
 
-// unserved has a mount read while nobody is there. What comes of that is the
-// kernel's; after the next start it is over.
+// unserved has a mount read while no process serves it. What the reader gets depends on
+// the kernel; after the next start it gets the right bytes.
 func unserved(t *testing.T, f *fixture) {
 	l := f.layer("a", 60, 9)
 	path := l.largest()
@@ -180,11 +180,11 @@ func unserved(t *testing.T, f *fixture) {
 		f.kind.Die()
 	}
 	if got, err := l.read(path); err == nil && bytes.Equal(got, l.files[path]) {
-		t.Fatal("right bytes from nowhere")
+		t.Fatal("right bytes, which no process can have brought")
 	}
 	f.start()
 	l.open()
-	err := f.transport.Revive(l.blob)
+	err := ondemand.Revive(f.transport, l.blob)
 	if err != nil && f.kind.Revives {
 		t.Fatal(err)
 	}
@@ -195,8 +195,8 @@ func unserved(t *testing.T, f *fixture) {
 	l.checkAll()
 }
 
-// closing leaves a reader to whoever holds the kernel's side after us: it may
-// get an error or wait on, but never bytes that were not filled.
+// closing leaves a reader to the holders of the kernel's side: it may get an error or
+// wait on, but never bytes that were not filled.
 func closing(t *testing.T, f *fixture) {
 	l := f.layer("a", 40, 7)
 	gate := make(chan struct{})
@@ -241,8 +241,8 @@ func detached(t *testing.T, f *fixture) {
 	}
 }
 
-// inUse has an overlay outlive the layer's mountpoint: of its clone of the mount
-// nobody knows but the kernel.
+// inUse has an overlay outlive the layer's mountpoint: only the kernel knows of its
+// clone of the mount.
 func inUse(t *testing.T, f *fixture) {
 	l := f.layer("a", 60, 10)
 	empty, overlay := t.TempDir(), t.TempDir()
@@ -276,7 +276,7 @@ func inUse(t *testing.T, f *fixture) {
 	if err := l.blob.Fill(t.Context(), 0, l.blob.Size()); err != nil {
 		t.Fatal(err)
 	}
-	// Complete, it may be the kernel's own; else it is kept.
+	// Its reads may be the kernel's own now, or it stays attached.
 	if err := f.transport.Detach(l.blob); err != nil && !errors.Is(err, ondemand.ErrBusy) {
 		t.Error(err)
 	}

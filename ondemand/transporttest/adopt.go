@@ -1,0 +1,131 @@
+package transporttest
+
+import (
+	"bytes"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/internal/descriptor"
+	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
+	"github.com/lacuna-snapshotter/lacuna/ondemand"
+)
+
+// holder holds duplicates over the transports of a test, as keepers do over daemons.
+type holder struct {
+	t    *testing.T
+	held map[string]*os.File
+}
+
+func newHolder(t *testing.T) *holder {
+	h := &holder{t, map[string]*os.File{}}
+	t.Cleanup(func() {
+		for _, f := range h.held {
+			f.Close()
+		}
+	})
+	return h
+}
+
+func duplicate(fd int, label string) (*os.File, error) {
+	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	return os.NewFile(uintptr(own), label), err
+}
+
+func (h *holder) Hold(label string, fd int) (err error) {
+	if old := h.held[label]; old != nil {
+		old.Close()
+	}
+	h.held[label], err = duplicate(fd, label)
+	return err
+}
+
+func (h *holder) Release(label string) error {
+	if f := h.held[label]; f != nil {
+		f.Close()
+	}
+	delete(h.held, label)
+	return nil
+}
+
+func (h *holder) adopted() ondemand.Adopted {
+	a := ondemand.Adopted{}
+	for label, f := range h.held {
+		err := descriptor.Use(f, func(fd int) (err error) {
+			a[label], err = duplicate(fd, label)
+			return err
+		})
+		if err != nil {
+			h.t.Fatal(err)
+		}
+	}
+	return a
+}
+
+// RunDriver has a transport adopted, as the next daemon does, while a reader waits for
+// what the first one could not bring. Driver is for blobs in dir.
+func RunDriver(t *testing.T, driver func(dir string) ondemand.Driver) {
+	hostcheck.Root(t)
+	h := newHolder(t)
+	adopted := false
+	f := newFixture(t, Kind{New: func(t *testing.T, dir string, engine *ondemand.Engine) ondemand.Transport {
+		t.Helper()
+		drivers := ondemand.Drivers{driver(dir)}
+		node := ondemand.Node{Engine: engine, Holder: h, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+		opened, err := drivers.Adopt(ondemand.Auto, node, h.adopted())
+		if err == nil && opened == nil {
+			opened, err = drivers.Open(ondemand.Auto, node)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		adopted = opened.Adopted
+		return opened.Transport
+	}})
+	if adopted {
+		t.Fatal("adopted, though nothing was held")
+	}
+	f.transport.Recover()
+	l := f.layer("a", 60, 11)
+	gate := make(chan struct{})
+	l.source.block.Store(&gate)
+	path := l.largest()
+	type result struct {
+		out []byte
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		out, err := run(exec.CommandContext(t.Context(), "cat", filepath.Join(l.target, path)))
+		done <- result{out, err}
+	}()
+	for l.source.fetches.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	f.transport.Drain()
+	if err := l.blob.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := f.transport.Close(); err != nil {
+		t.Error(err)
+	}
+	l.source.block.Store(nil)
+
+	f.start()
+	if !adopted {
+		t.Error("what was held is not adopted")
+	}
+	l.open()
+	f.transport.Recover()
+	if r := <-done; r.err != nil || !bytes.Equal(r.out, l.files[path]) {
+		t.Errorf("the reader got %d bytes of %d, or wrong: %v", len(r.out), len(l.files[path]), r.err)
+	}
+	l.checkAll()
+	l.unmount()
+	l.detach()
+}
