@@ -8,13 +8,15 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
+
+	"github.com/lacuna-snapshotter/lacuna/snapshot/dirs"
 )
 
 // Cleanup implements snapshots.Cleaner: it removes the directories of removed
 // snapshots, then the layers that no snapshot stands for.
 func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	err := s.discardStale(ctx)
-	return errors.Join(err, s.layers.removeUnused(ctx))
+	return errors.Join(err, s.layers.RemoveUnused(ctx))
 }
 
 // discardStale moves the directories of removed snapshots to the trash. A write
@@ -25,14 +27,14 @@ func (s *Snapshotter) discardStale(ctx context.Context) error {
 		if err != nil && !errdefs.IsNotFound(err) { // there has never been a snapshot
 			return err
 		}
-		entries, err := os.ReadDir(filepath.Join(s.root, snapshotsDir))
+		entries, err := os.ReadDir(filepath.Join(s.root, dirs.Snapshots))
 		if err != nil {
 			return err
 		}
 		var errs []error
 		for _, e := range entries {
-			if _, ok := ids[e.Name()]; !ok && e.Name() != mountsName {
-				errs = append(errs, s.layers.dirs.discard(s.dir(e.Name())))
+			if _, ok := ids[e.Name()]; !ok && e.Name() != dirs.MountsName {
+				errs = append(errs, s.dirs.Discard(s.dir(e.Name())))
 			}
 		}
 		return errors.Join(errs...)

@@ -54,7 +54,7 @@ func (s *Snapshotter) lower(ctx context.Context, of link) (string, error) {
 	if !lazy {
 		return s.upper(of.id), nil
 	}
-	path, err := s.layers.mountpoint(ctx, t)
+	path, err := s.layers.Mountpoint(ctx, t)
 	if err != nil {
 		return "", fmt.Errorf("layer %s of %s: %w: %w", t.Layer, t.Ref, err, errdefs.ErrUnavailable)
 	}

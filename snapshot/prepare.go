@@ -31,7 +31,7 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 		if ctx.Err() != nil {
 			return nil, err
 		}
-		s.layers.fallbacks.add(want.Target, err)
+		s.layers.LeftToContainerd(want.Target, err)
 	}
 	return s.create(ctx, snapshots.KindActive, key, parent, opts)
 }
@@ -51,7 +51,7 @@ func (s *Snapshotter) prepareLazy(ctx context.Context, want extraction, key, par
 		return err
 	}
 	defer release()
-	usage, err := s.layers.usage(want.Layer)
+	usage, err := s.layers.Usage(want.Layer)
 	if err != nil {
 		return err
 	}
@@ -89,7 +89,7 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 	if err != nil {
 		return nil, err
 	}
-	temp, done, err := s.layers.dirs.temp()
+	temp, done, err := s.dirs.Temp()
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +107,7 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 			return err
 		}
 		// A transaction that failed has left its directory, and its ID comes again.
-		return s.layers.dirs.install(temp, s.dir(created.ID))
+		return s.dirs.Install(temp, s.dir(created.ID))
 	})
 	if err != nil {
 		return nil, err

@@ -4,23 +4,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"path/filepath"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/continuity/fs"
+
+	"github.com/lacuna-snapshotter/lacuna/snapshot/dirs"
+	"github.com/lacuna-snapshotter/lacuna/snapshot/layer"
 )
 
 // Snapshotter implements containerd's snapshots.Snapshotter and Cleaner.
 type Snapshotter struct {
 	root   string
 	ms     *storage.MetaStore
-	layers *Layers
-	log    *slog.Logger
-
-	notices notices
+	layers *layer.Set
+	dirs   *dirs.Dirs
 
 	closing sync.Once
 	closed  error
@@ -33,23 +33,19 @@ var (
 
 // New opens the snapshotter's directory and brings back the layers of an
 // earlier run. It owns layers, which it closes.
-func New(ctx context.Context, root string, layers *Layers, log *slog.Logger) (*Snapshotter, error) {
+func New(ctx context.Context, root string, layers *layer.Set) (*Snapshotter, error) {
 	ms, err := storage.NewMetaStore(filepath.Join(root, "metadata.db"))
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", filepath.Join(root, "metadata.db"), err)
 	}
-	s := &Snapshotter{root: root, ms: ms, layers: layers, log: log}
-	s.loadUnserved()
-	layers.uses, layers.unserved = s.uses, s.noteUnserved
-	if err := layers.Restore(ctx); err != nil {
+	s := &Snapshotter{root: root, ms: ms, layers: layers, dirs: layers.Dirs()}
+	if err := layers.Start(ctx, s.uses); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	s.restored()
-	layers.background()
 	return s, nil
 }
 
-func (s *Snapshotter) dir(id string) string { return filepath.Join(s.root, snapshotsDir, id) }
+func (s *Snapshotter) dir(id string) string { return filepath.Join(s.root, dirs.Snapshots, id) }
 
 func (s *Snapshotter) upper(id string) string { return filepath.Join(s.dir(id), "fs") }
 
@@ -103,7 +99,7 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (usage snapshots.Us
 		return snapshots.Usage{}, err
 	}
 	if t, ok := lazyTarget(info.Labels); ok {
-		return s.layers.usage(t.Layer)
+		return s.layers.Usage(t.Layer)
 	}
 	if info.Kind == snapshots.KindActive {
 		du, err := fs.DiskUsage(ctx, s.upper(id))

@@ -26,6 +26,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/keeper"
 	"github.com/lacuna-snapshotter/lacuna/snapshot"
+	"github.com/lacuna-snapshotter/lacuna/snapshot/layer"
 )
 
 // run is the daemon's life: take what an earlier one left, serve until ctx ends,
@@ -76,17 +77,17 @@ func run(ctx context.Context, c *config.Config) error {
 	if err := transport.anchor(c, sockets); err != nil {
 		log.Warn("nothing holds readers if the daemon and all keepers are killed at once: no anchor", "transport", transport.Name(), "reason", err)
 	}
-	layers, err := snapshot.OpenLayers(snapshot.LayersConfig{
+	layers, err := layer.Open(layer.Config{
 		Root: c.Root, Client: client, Store: store, Engine: engine,
 		Transport: transport, Adopted: transport.adopted,
-		Settle: snapshot.Settle{Enabled: c.Settle.Enabled, Quiet: c.Settle.Quiet.Duration, Rate: int64(c.Settle.Rate)},
-		Cache:  snapshot.Cache{MaxBytes: int64(c.Cache.MaxBytes), Every: c.Cache.Every.Duration},
+		Settle: layer.Settle{Enabled: c.Settle.Enabled, Quiet: c.Settle.Quiet.Duration, Rate: int64(c.Settle.Rate)},
+		Cache:  layer.Cache{MaxBytes: int64(c.Cache.MaxBytes), Every: c.Cache.Every.Duration},
 		Log:    log,
 	})
 	if err != nil {
 		return errors.Join(err, transport.giveUp(sockets), transport.Close())
 	}
-	snapshotter, err := snapshot.New(ctx, c.Root, layers, log)
+	snapshotter, err := snapshot.New(ctx, c.Root, layers)
 	if err != nil {
 		if ctx.Err() != nil {
 			log.Info("stopped while starting; mounts stay")
@@ -97,7 +98,7 @@ func run(ctx context.Context, c *config.Config) error {
 	transport.Recover() // what a dead daemon has left is answered meanwhile
 	log.Info("ready to serve", "version", version.String(), "root", c.Root, "transport", transport.Name())
 	err = serve(ctx, c, log, sockets, snapshotter, &status{
-		started: time.Now(), root: c.Root, transport: transport, layers: layers, snapshotter: snapshotter, engine: engine, client: client,
+		started: time.Now(), root: c.Root, transport: transport, layers: layers, engine: engine, client: client,
 		cacheLimit: int64(c.Cache.MaxBytes),
 	})
 	log.Info("stopping; mounts stay")

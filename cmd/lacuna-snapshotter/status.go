@@ -16,19 +16,18 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/internal/statusapi"
 	"github.com/lacuna-snapshotter/lacuna/internal/version"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
-	"github.com/lacuna-snapshotter/lacuna/snapshot"
+	"github.com/lacuna-snapshotter/lacuna/snapshot/layer"
 )
 
 // status answers lacunactl and metrics collectors.
 type status struct {
-	started     time.Time
-	root        string
-	transport   *transport
-	layers      *snapshot.Layers
-	snapshotter *snapshot.Snapshotter
-	engine      *ondemand.Engine
-	client      *registry.Client
-	cacheLimit  int64
+	started    time.Time
+	root       string
+	transport  *transport
+	layers     *layer.Set
+	engine     *ondemand.Engine
+	client     *registry.Client
+	cacheLimit int64
 }
 
 // registryService is the name under which gRPC health tells whether registries
@@ -67,7 +66,7 @@ func (s *status) handler() http.Handler {
 	mux.HandleFunc("GET /v1/layers", func(w http.ResponseWriter, _ *http.Request) {
 		layers, fallbacks := s.layers.Status()
 		if fallbacks == nil {
-			fallbacks = []snapshot.Fallback{}
+			fallbacks = []layer.Fallback{}
 		}
 		reply(w, statusapi.Layers{Layers: layers, Fallbacks: fallbacks})
 	})
@@ -91,13 +90,13 @@ func (s *status) status() statusapi.Status {
 	layers, fallbacks := s.layers.Status()
 	for _, l := range layers {
 		switch l.State {
-		case snapshot.Complete:
+		case layer.Complete:
 			st.Complete++
-		case snapshot.Quarantined:
+		case layer.Quarantined:
 			st.Quarantined++
-		case snapshot.Evicted:
+		case layer.Evicted:
 			st.Evicted++
-		case snapshot.Leaving:
+		case layer.Leaving:
 			st.Leaving++
 		default:
 			st.Filling++
@@ -108,11 +107,11 @@ func (s *status) status() statusapi.Status {
 		st.Allocated += l.Allocated
 	}
 	var err error
-	if st.Unserved, err = s.snapshotter.Unserved(context.Background()); err != nil {
+	if st.Unserved, err = s.layers.Unserved(context.Background()); err != nil {
 		st.Problem = "list of layers that were not served: " + err.Error()
 	}
 	if st.Unserved == nil {
-		st.Unserved = []snapshot.Unserved{}
+		st.Unserved = []layer.Unserved{}
 	}
 	s.look(&st)
 	return st

@@ -18,7 +18,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/ondemand/fusefile"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/keeper"
-	"github.com/lacuna-snapshotter/lacuna/snapshot"
+	"github.com/lacuna-snapshotter/lacuna/snapshot/layer"
 )
 
 // keeperCount is how many processes besides this one hold the descriptors: when
@@ -124,7 +124,7 @@ func openTransport(c *config.Config, engine *ondemand.Engine, set *keeper.Set, f
 		return t, nil
 	}
 	// Before the keepers get anything: see there.
-	if err := snapshot.Abandon(c.Root); err != nil {
+	if err := layer.Abandon(c.Root); err != nil {
 		log.Warn("if this start is interrupted, mounts that nobody has served may be used on", "error", err)
 	}
 	var reasons []error
@@ -289,7 +289,7 @@ func (t *transport) giveUp(on *sockets) error {
 // leave sees to it that readers wait for the next daemon, where any may come,
 // and else ends the keepers. The kernel may know of more than the layers do: those
 // that could not be opened have mounts too.
-func (t *transport) leave(layers *snapshot.Layers, on *sockets) error {
+func (t *transport) leave(layers *layer.Set, on *sockets) error {
 	if layers.Served() || t.Needed() {
 		t.log.Info("layers need their transport; the keepers stay, and readers wait for the next start")
 		return t.keepers.Leave()

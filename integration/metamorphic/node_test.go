@@ -22,6 +22,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/ondemand/fanotify"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
 	"github.com/lacuna-snapshotter/lacuna/snapshot"
+	snapshotlayer "github.com/lacuna-snapshotter/lacuna/snapshot/layer"
 )
 
 // request is what the driver asks of a node.
@@ -40,15 +41,15 @@ type request struct {
 // answer is what it says.
 type answer struct {
 	Error     string
-	Layers    []snapshot.LayerStatus
-	Fallbacks []snapshot.Fallback
+	Layers    []snapshotlayer.Status
+	Fallbacks []snapshotlayer.Fallback
 	Served    bool
 }
 
 // node is the state of a node process.
 type node struct {
 	server      *fanotify.Server
-	layers      *snapshot.Layers
+	layers      *snapshotlayer.Set
 	snapshotter *snapshot.Snapshotter
 	service     *grpc.Server
 	log         *os.File
@@ -147,15 +148,15 @@ func (n *node) open(q request, files []*os.File) (err error) {
 	if err != nil {
 		return err
 	}
-	n.layers, err = snapshot.OpenLayers(snapshot.LayersConfig{
+	n.layers, err = snapshotlayer.Open(snapshotlayer.Config{
 		Root: q.Root, Client: client, Store: store, Engine: engine, Transport: n.server, Adopted: q.Adopted, Log: log,
-		Settle: snapshot.Settle{Enabled: q.Settle},
-		Cache:  snapshot.Cache{MaxBytes: q.MaxBytes, Every: q.EvictEvery},
+		Settle: snapshotlayer.Settle{Enabled: q.Settle},
+		Cache:  snapshotlayer.Cache{MaxBytes: q.MaxBytes, Every: q.EvictEvery},
 	})
 	if err != nil {
 		return errors.Join(err, n.server.Close())
 	}
-	if n.snapshotter, err = snapshot.New(context.Background(), q.Root, n.layers, log); err != nil {
+	if n.snapshotter, err = snapshot.New(context.Background(), q.Root, n.layers); err != nil {
 		return errors.Join(err, n.server.Close())
 	}
 	n.server.Recover()

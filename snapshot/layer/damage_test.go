@@ -1,0 +1,119 @@
+package layer_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/lacuna-snapshotter/lacuna/snapshot/dirs"
+	"github.com/lacuna-snapshotter/lacuna/snapshot/layer"
+	"github.com/lacuna-snapshotter/lacuna/snapshot/snapshottest"
+)
+
+// TestHalfDirectory starts over the directory of a layer with holes from which
+// something is missing, or in which something is not a file: the layer is made
+// whole by itself, also below mounts that go on.
+func TestHalfDirectory(t *testing.T) {
+	snapshottest.NeedFanotify(t)
+	directory := func(path string) error {
+		return errors.Join(os.RemoveAll(path), os.MkdirAll(filepath.Join(path, "sub"), 0o700))
+	}
+	link := func(path string) error {
+		return errors.Join(os.RemoveAll(path), os.Symlink("nowhere", path))
+	}
+	for what, damage := range map[string]func(path string) error{"missing": os.RemoveAll, "a directory": directory, "a symlink": link} {
+		for _, name := range []string{"blob", "blob.spans", "blob.durable", "bootstrap", "layer.json", "sha256-*.index"} {
+			for _, mounts := range []string{"gone", "alive"} {
+				t.Run(name+" is "+what+" with mounts "+mounts, func(t *testing.T) {
+					root := t.TempDir()
+					n := snapshottest.New(t, root)
+					img := snapshottest.LazyImage(t, n)
+					l := look(t, n, img.Layers[0])
+					if err := errors.Join(l.Blob().Fill(t.Context(), 0, 1), l.Blob().Sync()); err != nil {
+						t.Fatal(err)
+					}
+					end, group := n.TearDown, (*os.File)(nil)
+					if mounts == "alive" {
+						end, group = n.Stop, snapshottest.Hold(t, n)
+					}
+					if err := end(); err != nil {
+						t.Fatal(err)
+					}
+					paths, err := filepath.Glob(l.Files().Path(name))
+					if err != nil || len(paths) != 1 {
+						t.Fatal(paths, err)
+					}
+					if err := damage(paths[0]); err != nil {
+						t.Fatal(err)
+					}
+					if n, err = snapshottest.Start(t.Context(), root, group, snapshottest.Log(t)); err != nil {
+						t.Fatal(err)
+					}
+					t.Cleanup(func() { _ = n.TearDown() })
+					img.ReadsRight(t, n) // a container's start makes it whole, if the background has not
+					if s := look(t, n, img.Layers[0]).State(); s != layer.Ready {
+						t.Errorf("the layer is %s", s)
+					}
+				})
+			}
+		}
+	}
+}
+
+// TestTrashThatIsNoDirectory: what is no directory among the layers' goes as well,
+// and keeps nothing up.
+func TestTrashThatIsNoDirectory(t *testing.T) {
+	snapshottest.NeedFanotify(t)
+	root := t.TempDir()
+	for _, name := range []string{dirs.Layers, dirs.Trash} {
+		dir := filepath.Join(root, name)
+		err := errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, "file"), nil, 0o600),
+			os.Symlink("nowhere", filepath.Join(dir, "link")), os.MkdirAll(filepath.Join(dir, "sub", "bootstrap"), 0o700))
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	n := snapshottest.New(t, root)
+	t.Cleanup(func() { _ = n.TearDown() })
+	if n.Layers.Served() {
+		t.Error("keepers would never be ended")
+	}
+	if err := n.Cleanup(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(filepath.Join(root, dirs.Trash)); err != nil || len(left) > 0 {
+		t.Errorf("%v are left, %v", left, err)
+	}
+}
+
+// TestDeathInRemoval takes from a layer's directory, one file after the other in
+// any order, what a daemon that died while it deleted them had deleted.
+func TestDeathInRemoval(t *testing.T) {
+	snapshottest.NeedFanotify(t)
+	for _, gone := range []string{"blob", "blob.spans", "blob.durable", "bootstrap", "layer.json", "*.index"} {
+		t.Run(gone, func(t *testing.T) {
+			root := t.TempDir()
+			n := snapshottest.New(t, root)
+			img := snapshottest.LazyImage(t, n)
+			l := look(t, n, img.Layers[0])
+			blob, dir := l.Blob(), l.Files().Dir()
+			if err := blob.Fill(t.Context(), 0, blob.Size()); err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(blob.Sync(), n.TearDown()); err != nil {
+				t.Fatal(err)
+			}
+			paths, err := filepath.Glob(filepath.Join(dir, gone))
+			if err != nil || len(paths) == 0 {
+				t.Fatal(paths, err)
+			}
+			if err := os.Remove(paths[0]); err != nil {
+				t.Fatal(err)
+			}
+			n = snapshottest.New(t, root)
+			t.Cleanup(func() { _ = n.TearDown() })
+			img.ReadsRight(t, n)
+		})
+	}
+}

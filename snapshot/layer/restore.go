@@ -1,0 +1,118 @@
+package layer
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/lacuna-snapshotter/lacuna/snapshot/dirs"
+)
+
+// restore opens the layers of an earlier run. One that cannot be opened is
+// quarantined and stops nothing, and so is one that snapshots stand for and that
+// has no directory.
+func (l *Set) restore(ctx context.Context) error {
+	uses, err := l.uses(ctx)
+	if err != nil {
+		return err
+	}
+	found, broken, err := l.readAll()
+	if err != nil {
+		return err
+	}
+	for d, f := range found {
+		l.mountpoints[f.Mountpoint] = d
+	}
+	for d, f := range found {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		err := l.with(ctx, d, func(layer *Layer) error {
+			if err := l.open(layer, f); err != nil && layer.state != Leaving {
+				l.quarantine(layer, f, err)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	for d, b := range broken {
+		if err := l.with(ctx, d, func(layer *Layer) error { l.quarantine(layer, b.files, b.err); return nil }); err != nil {
+			return err
+		}
+	}
+	for d, u := range uses {
+		if _, ok := l.snapshotOf(d); ok || !u.Needed {
+			continue
+		}
+		if err := l.with(ctx, d, func(layer *Layer) error { l.quarantine(layer, nil, errMissing); return nil }); err != nil {
+			return err
+		}
+	}
+	if err := l.sweepMountpoints(ctx); err != nil {
+		l.Log.Error("removing mountpoints that no layer has", "error", err)
+	}
+	return nil
+}
+
+var errMissing = errors.New("its directory is missing")
+
+type brokenFiles struct {
+	files *files
+	err   error
+}
+
+// readAll reads the directories of all layers. Of two of one layer the later
+// counts: the earlier was being replaced.
+func (l *Set) readAll() (found map[digest.Digest]*files, broken map[digest.Digest]brokenFiles, err error) {
+	entries, err := os.ReadDir(filepath.Join(l.Root, dirs.Layers))
+	if err != nil {
+		return nil, nil, err
+	}
+	found, broken = map[digest.Digest]*files{}, map[digest.Digest]brokenFiles{}
+	for _, e := range entries {
+		f, err := readFiles(l.Root, e.Name())
+		switch {
+		case !Indexable(f.Layer):
+			l.Log.Error("a directory is not a layer's and goes to the trash", "dir", f.dir, "error", err)
+			err = l.dirs.Discard(f.dir)
+		case err != nil:
+			broken[f.Layer] = brokenFiles{f, err}
+			err = nil
+		case found[f.Layer] == nil:
+			found[f.Layer] = f
+		default:
+			earlier := found[f.Layer]
+			if changed(earlier).After(changed(f)) {
+				earlier, f = f, earlier
+			}
+			found[f.Layer] = f
+			err = l.dirs.Discard(earlier.dir)
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+	}
+	for d, b := range broken {
+		if found[d] != nil {
+			delete(broken, d)
+			if err := l.dirs.Discard(b.files.dir); err != nil {
+				return nil, nil, err
+			}
+		}
+	}
+	return found, broken, nil
+}
+
+func changed(f *files) time.Time {
+	info, err := os.Stat(f.path("layer.json"))
+	if err != nil {
+		return time.Time{}
+	}
+	return info.ModTime()
+}

@@ -1,0 +1,73 @@
+package layer
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/erofs"
+	"github.com/lacuna-snapshotter/lacuna/snapshot/dirs"
+)
+
+// sweep takes away what is below the root and belongs to nothing: what failed to be
+// taken away before, or to be made.
+func (l *Set) sweep(ctx context.Context) error {
+	return errors.Join(l.sweepLayers(ctx), l.sweepMountpoints(ctx), l.dirs.SweepNew(), l.dirs.EmptyTrash())
+}
+
+// sweepLayers discards the directories that no layer of the table has.
+func (l *Set) sweepLayers(ctx context.Context) error {
+	entries, err := os.ReadDir(filepath.Join(l.Root, dirs.Layers))
+	for _, e := range entries {
+		f, _ := readFiles(l.Root, e.Name())
+		err = errors.Join(err, l.with(ctx, f.Layer, func(layer *Layer) error {
+			if layer.files != nil && layer.files.dir == f.dir {
+				return nil
+			}
+			return l.dirs.Discard(f.dir)
+		}))
+	}
+	return err
+}
+
+// sweepMountpoints removes the mountpoints that no layer has.
+func (l *Set) sweepMountpoints(ctx context.Context) error {
+	entries, err := os.ReadDir(filepath.Join(l.Root, dirs.Mounts))
+	l.mu.Lock()
+	owners := maps.Clone(l.mountpoints)
+	l.mu.Unlock()
+	for _, e := range entries {
+		owners[e.Name()] = owners[e.Name()] // empty where nobody has it
+	}
+	for name, owner := range owners {
+		err = errors.Join(err, l.with(ctx, owner, func(layer *Layer) error {
+			if layer.files != nil && layer.files.Mountpoint == name {
+				return nil
+			}
+			return l.removeMountpoint(name)
+		}))
+	}
+	return err
+}
+
+// removeMountpoint removes a mountpoint and what is mounted there. Its name is free
+// then. The caller has the lifecycle lock of the layer that has it, if any has.
+func (l *Set) removeMountpoint(name string) error {
+	path := filepath.Join(l.Root, dirs.Mounts, name)
+	if erofs.Mounted(path) {
+		if err := erofs.Unmount(path); err != nil {
+			return err
+		}
+	}
+	if err := unix.Rmdir(path); err != nil && !errors.Is(err, unix.ENOENT) {
+		return &os.PathError{Op: "rmdir", Path: path, Err: err}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.mountpoints, name)
+	return nil
+}
