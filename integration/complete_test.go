@@ -44,8 +44,8 @@ func TestCompleteLayersNeedNobody(t *testing.T) {
 			if err := e.AllowHTTP(p.link.Addr); err != nil {
 				t.Fatal(err)
 			}
-			config += "\nanchor = false\nsettle.quiet = \"0s\""
-			d, err := e.StartDaemon(config + "\nsettle.enabled = false")
+			config += "\nanchor = false\nbackfill.quiet = \"0s\""
+			d, err := e.StartDaemon(config + "\nbackfill.enabled = false")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -64,7 +64,7 @@ func TestCompleteLayersNeedNobody(t *testing.T) {
 			if err := c.Pull(ctx, "lacuna", p.ref); err != nil {
 				t.Fatal(err)
 			}
-			id := "settled-" + filepath.Base(d.Root)
+			id := "complete-" + filepath.Base(d.Root)
 			ctr("run", "-d", "--snapshotter", "lacuna", p.ref, id, "sleep", "1000")
 			t.Cleanup(func() { _, _ = c.Ctr(context.Background(), "tasks", "rm", "-f", id) })
 			if completed(d) == len(p.image.Layers) {

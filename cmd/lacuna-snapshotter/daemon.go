@@ -80,9 +80,9 @@ func run(ctx context.Context, c *config.Config) error {
 	layers, err := layer.Open(layer.Config{
 		Root: c.Root, Client: client, Store: store, Engine: engine,
 		Transport: transport, Adopted: transport.adopted,
-		Settle: layer.Settle{Enabled: c.Settle.Enabled, Quiet: c.Settle.Quiet.Duration, Rate: int64(c.Settle.Rate)},
-		Cache:  layer.Cache{MaxBytes: int64(c.Cache.MaxBytes), Every: c.Cache.Every.Duration},
-		Log:    log,
+		Backfill: layer.Backfill{Enabled: c.Backfill.Enabled, Quiet: c.Backfill.Quiet.Duration, Rate: int64(c.Backfill.Rate)},
+		Cache:    layer.Cache{MaxBytes: int64(c.Cache.MaxBytes), Every: c.Cache.Every.Duration},
+		Log:      log,
 	})
 	if err != nil {
 		return errors.Join(err, transport.giveUp(sockets), transport.Close())

@@ -43,7 +43,7 @@ func startFigures(ctx context.Context, r *report, e *harness.Env, image *harness
 	if err := e.AllowHTTP(link.Addr); err != nil {
 		return err
 	}
-	daemon, err := e.StartDaemon("settle.enabled = false\n" + config)
+	daemon, err := e.StartDaemon("backfill.enabled = false\n" + config)
 	if err != nil {
 		return err
 	}
@@ -77,7 +77,7 @@ func startFigures(ctx context.Context, r *report, e *harness.Env, image *harness
 	r.add("ready on the slow line, from the pull on", "under 1.8 s", l.Ready < 1800*time.Millisecond,
 		"%.2f s; overlayfs's full pull %.2f s, ratio %.1f", l.Ready.Seconds(), f.Ready.Seconds(), f.Ready.Seconds()/l.Ready.Seconds())
 	r.add("bytes over the line until ready, index included", "under 16 MB", l.Bytes < 16e6, "%.1f MB", float64(l.Bytes)/1e6)
-	return settled(ctx, r, e, c, daemon, ref, config)
+	return complete(ctx, r, e, c, daemon, ref, config)
 }
 
 // forget removes the image and what the kernel may remember of it (it keeps the
@@ -126,13 +126,13 @@ else:
 print("seconds", time.monotonic() - t)
 `
 
-// settle restarts the daemon with filling ahead switched on, and waits until
-// every layer is complete.
-func settle(ctx context.Context, e *harness.Env, daemon *harness.Daemon, config string) (*harness.Daemon, error) {
+// backfill restarts the daemon with backfill switched on, and waits until every
+// layer is complete.
+func backfill(ctx context.Context, e *harness.Env, daemon *harness.Daemon, config string) (*harness.Daemon, error) {
 	if err := daemon.Stop(); err != nil {
 		return nil, err
 	}
-	daemon, err := e.StartDaemon("settle.quiet = \"0s\"\n" + config)
+	daemon, err := e.StartDaemon("backfill.quiet = \"0s\"\n" + config)
 	if err != nil {
 		return nil, err
 	}
@@ -149,8 +149,8 @@ func settle(ctx context.Context, e *harness.Env, daemon *harness.Daemon, config 
 	return nil, errors.New("layers did not become complete within two minutes")
 }
 
-// settled fills everything and compares reads with overlayfs.
-func settled(ctx context.Context, r *report, e *harness.Env, c *harness.Containerd, daemon *harness.Daemon, ref, config string) error {
+// complete fills all layers and compares reads with overlayfs.
+func complete(ctx context.Context, r *report, e *harness.Env, c *harness.Containerd, daemon *harness.Daemon, ref, config string) error {
 	for _, s := range []string{"lacuna", "overlayfs"} {
 		if err := c.Pull(ctx, s, ref); err != nil {
 			return err
@@ -160,7 +160,7 @@ func settled(ctx context.Context, r *report, e *harness.Env, c *harness.Containe
 	if err != nil {
 		return err
 	}
-	if daemon, err = settle(ctx, e, daemon, config); err != nil {
+	if daemon, err = backfill(ctx, e, daemon, config); err != nil {
 		return err
 	}
 	rss, err := daemon.PeakRSS()
@@ -172,7 +172,7 @@ func settled(ctx context.Context, r *report, e *harness.Env, c *harness.Containe
 	for _, what := range []struct {
 		arg, name string
 		goal      float64
-	}{{"sequential", "sequential reads after settling", 0.95}, {"random", "random 4 KiB reads after settling", 0.95}, {"walk", "find and stat walks", 1.0}} {
+	}{{"sequential", "sequential reads of complete layers", 0.95}, {"random", "random 4 KiB reads of complete layers", 0.95}, {"walk", "find and stat walks", 1.0}} {
 		times := map[string][]float64{}
 		for i := range rounds {
 			for _, s := range []string{"lacuna", "overlayfs"} {

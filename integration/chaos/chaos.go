@@ -55,9 +55,9 @@ func (n *node) trials(ctx context.Context, p plan) []trial {
 	}
 	list = append(list,
 		clean(trial{what: "daemon killed while it completes layers", times: p.kills / 5, run: func() (seen, error) {
-			n.settling = true
+			n.backfill = true
 			s, err := n.injure(ctx, p.kills/5, n.killDaemon)
-			n.settling = false
+			n.backfill = false
 			return s, errors.Join(err, n.killDaemon(ctx))
 		}}),
 		clean(trial{what: "daemon and a keeper killed together", times: p.pairs, run: injure(p.pairs, n.killPair)}),

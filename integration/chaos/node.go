@@ -29,7 +29,7 @@ type node struct {
 	containerd *harness.Containerd
 	daemon     *harness.Daemon
 	anchored   bool // whether the next daemon is to have an anchor
-	settling   bool // whether it is to fill ahead
+	backfill   bool // whether layers are filled in the background
 	ref        string
 	expected   string // file of digests
 	containers int
@@ -84,8 +84,8 @@ func newNode(ctx context.Context, e *harness.Env, top, transport string) (*node,
 }
 
 func (n *node) start() (err error) {
-	n.daemon, err = n.env.StartDaemon(fmt.Sprintf("transport = %q\nfuse.loop = %v\nanchor = %v\nfetch.timeout = \"2m\"\nsettle.enabled = %v\nsettle.quiet = \"50ms\"",
-		strings.TrimSuffix(n.transport, "-loop"), n.throughLoop(), n.anchored, n.settling))
+	n.daemon, err = n.env.StartDaemon(fmt.Sprintf("transport = %q\nfuse.loop = %v\nanchor = %v\nfetch.timeout = \"2m\"\nbackfill.enabled = %v\nbackfill.quiet = \"50ms\"",
+		strings.TrimSuffix(n.transport, "-loop"), n.throughLoop(), n.anchored, n.backfill))
 	return err
 }
 

@@ -97,7 +97,7 @@ func prepare(ctx context.Context, e *harness.Env, top string) (*scene, error) {
 	if err := e.AllowHTTP(link.Addr); err != nil {
 		return nil, err
 	}
-	if _, err := e.StartDaemon("settle.quiet = \"3s\""); err != nil {
+	if _, err := e.StartDaemon("backfill.quiet = \"3s\""); err != nil {
 		return nil, err
 	}
 	c, err := e.StartContainerd("lacuna", "")

@@ -23,7 +23,7 @@
 //
 // # Sequences
 //
-// A sequence is settled by its seed: its goroutines, operations and faults. How the
+// A sequence is determined by its seed: its goroutines, operations and faults. How the
 // goroutines take turns is not, nor which call is the n-th; so a failure may need a
 // few runs of its seed to come again.
 //

@@ -33,7 +33,7 @@ type request struct {
 	Root, Socket, Log string
 	BootID            string
 	Adopted           bool
-	Settle            bool
+	Backfill          bool
 	MaxBytes          int64
 	EvictEvery        time.Duration
 }
@@ -150,8 +150,8 @@ func (n *node) open(q request, files []*os.File) (err error) {
 	}
 	n.layers, err = snapshotlayer.Open(snapshotlayer.Config{
 		Root: q.Root, Client: client, Store: store, Engine: engine, Transport: n.server, Adopted: q.Adopted, Log: log,
-		Settle: snapshotlayer.Settle{Enabled: q.Settle},
-		Cache:  snapshotlayer.Cache{MaxBytes: q.MaxBytes, Every: q.EvictEvery},
+		Backfill: snapshotlayer.Backfill{Enabled: q.Backfill},
+		Cache:    snapshotlayer.Cache{MaxBytes: q.MaxBytes, Every: q.EvictEvery},
 	})
 	if err != nil {
 		return errors.Join(err, n.server.Close())

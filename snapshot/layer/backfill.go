@@ -3,6 +3,7 @@ package layer
 import (
 	"errors"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -10,8 +11,8 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 )
 
-// Settle is the policy of filling layers ahead until they are complete.
-type Settle struct {
+// Backfill is the policy of filling layers to their end in the background.
+type Backfill struct {
 	Enabled bool
 	// Quiet is how long no reader must have waited before a piece is filled.
 	Quiet time.Duration
@@ -19,29 +20,36 @@ type Settle struct {
 	Rate int64
 }
 
-// piece is how much is filled between two looks at the readers.
-const piece = 4 << 20
+const (
+	// piece is how much is filled between two looks at the readers.
+	piece = 4 << 20
+	// backfillLook is how often the layers are looked at.
+	backfillLook = 500 * time.Millisecond
+)
 
-// settle fills layers ahead as long as no reader waits: one layer after the other
-// of each registry, and the registries side by side, so that one that does not
-// answer holds up its own layers only.
-func (l *Set) settle() {
-	if !l.Settle.Enabled {
+// backfill fills layers while readers are quiet: the layers of one registry one after
+// the other, and the registries in parallel, so that a registry which does not answer
+// delays its own layers only.
+func (l *Set) backfill() {
+	if !l.Backfill.Enabled {
 		return
 	}
 	limit := rate.NewLimiter(rate.Inf, piece)
-	if l.Settle.Rate > 0 {
-		limit.SetLimit(rate.Limit(l.Settle.Rate))
+	if l.Backfill.Rate > 0 {
+		limit.SetLimit(rate.Limit(l.Backfill.Rate))
 	}
 	var busy busy
-	const look = 500 * time.Millisecond
 	paused := ""
-	for sleep(l.ctx, look) {
+	for sleep(l.ctx, backfillLook) {
 		if why := l.pausedBy(); why != paused {
-			l.Log.Info("filling ahead", "paused", why != "", "why", why)
+			if why != "" {
+				l.Log.Info("backfill paused", "reason", why)
+			} else {
+				l.Log.Info("backfill resumed")
+			}
 			paused = why
 		}
-		if paused != "" || l.Engine.Quiet() < l.Settle.Quiet {
+		if paused != "" || l.Engine.Quiet() < l.Backfill.Quiet {
 			continue
 		}
 		for registry, layer := range l.unfilled() {
@@ -50,13 +58,13 @@ func (l *Set) settle() {
 			}
 			l.start(func() {
 				defer busy.free(registry)
-				l.fillLayer(layer, limit)
+				l.backfillLayer(layer, limit)
 			})
 		}
 	}
 }
 
-// pausedBy says why nothing should be filled ahead just now, or nothing.
+// pausedBy says why backfill must pause now. It is empty where it need not.
 func (l *Set) pausedBy() string {
 	if l.over.Load() {
 		return "the cache is over its limit"
@@ -64,8 +72,8 @@ func (l *Set) pausedBy() string {
 	return pressed(l.Root)
 }
 
-// unfilled picks the layer to fill next of each registry: the last used of those
-// with holes for which it is time.
+// unfilled picks the layer of each registry to fill next: of those with holes whose
+// last failure is long enough ago, the last used.
 func (l *Set) unfilled() map[string]*Layer {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -88,15 +96,16 @@ func registryOf(ref string) string {
 	return host
 }
 
-// fillLayer fills a layer's holes, until something is more important.
-func (l *Set) fillLayer(layer *Layer, limit *rate.Limiter) {
+// backfillLayer fills a layer's holes until it is complete, a reader waits, backfill
+// must pause, or a fetch fails.
+func (l *Set) backfillLayer(layer *Layer, limit *rate.Limiter) {
 	l.mu.Lock()
 	on := layer.serving
 	l.mu.Unlock()
 	if on == nil {
 		return
 	}
-	for l.ctx.Err() == nil && !on.blob.Complete() && l.pausedBy() == "" && l.Engine.Quiet() >= l.Settle.Quiet {
+	for l.ctx.Err() == nil && !on.blob.Complete() && l.pausedBy() == "" && l.Engine.Quiet() >= l.Backfill.Quiet {
 		if err := limit.WaitN(l.ctx, piece); err != nil {
 			return
 		}
@@ -110,9 +119,35 @@ func (l *Set) fillLayer(layer *Layer, limit *rate.Limiter) {
 		l.mu.Unlock()
 		if err != nil {
 			if l.ctx.Err() == nil && !errors.Is(err, ondemand.ErrClosed) {
-				l.Log.Warn("filling ahead", "layer", layer.digest, "error", err)
+				l.Log.Warn("backfill of a layer failed and is tried again later", "layer", layer.digest, "error", err)
 			}
 			return
 		}
 	}
+}
+
+// busy is the set of registries that a goroutine works on.
+type busy struct {
+	mu    sync.Mutex
+	names map[string]bool
+}
+
+// take reports whether the name was free; then it is the caller's until free.
+func (b *busy) take(name string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.names[name] {
+		return false
+	}
+	if b.names == nil {
+		b.names = map[string]bool{}
+	}
+	b.names[name] = true
+	return true
+}
+
+func (b *busy) free(name string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.names, name)
 }

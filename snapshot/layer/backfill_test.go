@@ -14,9 +14,9 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/snapshot/snapshottest"
 )
 
-// TestSettleBesideDeadRegistry has many layers of a registry that answers 401 to
+// TestBackfillBesideDeadRegistry has many layers of a registry that answers 401 to
 // every read, and one layer of another registry, which is completed.
-func TestSettleBesideDeadRegistry(t *testing.T) {
+func TestBackfillBesideDeadRegistry(t *testing.T) {
 	snapshottest.NeedFanotify(t)
 	n := snapshottest.New(t, t.TempDir())
 	t.Cleanup(func() { _ = n.TearDown() })
@@ -39,8 +39,8 @@ func TestSettleBesideDeadRegistry(t *testing.T) {
 	if _, err := n.Prepare(t.Context(), "k", "", well.Labels(0, "well")); !errdefs.IsAlreadyExists(err) {
 		t.Fatal(err)
 	}
-	n.Layers.Settle.Enabled = true
-	n.Layers.StartSettle()
+	n.Layers.Backfill.Enabled = true
+	n.Layers.StartBackfill()
 	snapshottest.Eventually(t, "the layer of the registry that answers is complete", func() bool {
 		return look(t, n, well.Layers[0]).Blob().Complete()
 	})

@@ -1,7 +1,6 @@
 package layer
 
 import (
-	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -9,7 +8,7 @@ import (
 
 // background starts what goes on until Close.
 func (l *Set) background() {
-	l.start(l.settle)
+	l.start(l.backfill)
 	l.start(l.keepLimit)
 	l.start(l.lookAfter)
 	l.start(l.mend)
@@ -88,32 +87,6 @@ func (l *Set) tried(d digest.Digest, s State, err error) {
 	if err != nil && l.ctx.Err() == nil {
 		l.Log.Warn("a layer is not as it should be; this is tried again", "layer", d, "state", s, "error", err)
 	}
-}
-
-// busy tells which registries are being worked on.
-type busy struct {
-	mu    sync.Mutex
-	names map[string]bool
-}
-
-// take reports whether the name was free; then it is the caller's until free.
-func (b *busy) take(name string) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.names[name] {
-		return false
-	}
-	if b.names == nil {
-		b.names = map[string]bool{}
-	}
-	b.names[name] = true
-	return true
-}
-
-func (b *busy) free(name string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	delete(b.names, name)
 }
 
 // again makes a quarantined layer that snapshots stand for again.

@@ -21,7 +21,7 @@ func (l *Set) All() []digest.Digest                    { return l.all() }
 func (l *Set) Look(d digest.Digest) (Layer, bool)      { return l.snapshotOf(d) }
 func (l *Set) EvictOnce() error                        { return l.evictOnce() }
 func (l *Set) Over() bool                              { return l.over.Load() }
-func (l *Set) StartSettle()                            { l.start(l.settle) }
+func (l *Set) StartBackfill()                          { l.start(l.backfill) }
 func (l *Set) Name(mountpoint string, d digest.Digest) { l.mountpoints[mountpoint] = d }
 
 func (layer Layer) State() State             { return layer.state }

@@ -37,7 +37,7 @@ type files struct {
 type layerState struct {
 	Version    int
 	Layer      digest.Digest
-	Bootstrap  digest.Digest // with Layer, it settles every byte of the blob
+	Bootstrap  digest.Digest // with Layer, it determines every byte of the blob
 	Mountpoint string        // its name below m
 	Ref        string        // an image reference whose repository has the layer
 	Manifest   digest.Digest // that image's, for its prediction; may be empty

@@ -9,23 +9,23 @@ import (
 )
 
 const (
-	// leastFree is how much of the file system must be free, in percent, for
-	// anything to be filled ahead.
-	leastFree = 5
+	// LeastFree is how much of the file system must be free for backfill, in percent.
+	LeastFree = 5
 	// mostStalled is how much of the last ten seconds tasks may have waited
 	// for memory, in percent (Documentation/accounting/psi.rst).
 	mostStalled = 10.0
 )
 
-// pressed says why nothing should be filled ahead just now, or nothing.
+// pressed says why memory or disk is too short for backfill. It is empty where
+// neither is.
 func pressed(root string) string {
 	var fs unix.Statfs_t
-	if unix.Statfs(root, &fs) == nil && fs.Bavail*100 < fs.Blocks*leastFree {
-		return fmt.Sprintf("less than %d %% of the disk is free", leastFree)
+	if unix.Statfs(root, &fs) == nil && fs.Bavail*100 < fs.Blocks*LeastFree {
+		return fmt.Sprintf("less than %d %% of the disk is free", LeastFree)
 	}
 	b, err := os.ReadFile("/proc/pressure/memory")
 	if err != nil {
-		return "" // a kernel without pressure information
+		return "" // the kernel has no pressure stall information
 	}
 	if stalled := stalledFor(string(b)); stalled > mostStalled {
 		return fmt.Sprintf("tasks waited for memory in %.0f %% of the last ten seconds", stalled)

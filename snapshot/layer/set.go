@@ -26,10 +26,10 @@ type Config struct {
 	Transport ondemand.Transport
 	// Adopted says that the transport serves the mounts of an earlier daemon,
 	// whose requests have waited meanwhile. Without it they are replaced.
-	Adopted bool
-	Settle  Settle
-	Cache   Cache
-	Log     *slog.Logger
+	Adopted  bool
+	Backfill Backfill
+	Cache    Cache
+	Log      *slog.Logger
 }
 
 // Use is what the snapshots of a node make of a layer.
