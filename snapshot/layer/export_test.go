@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"context"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -18,8 +19,8 @@ const UnservedFile = unservedFile
 var ErrStopping = errStopping
 
 func (l *Set) All() []digest.Digest                    { return l.all() }
-func (l *Set) Look(d digest.Digest) (Layer, bool)      { return l.snapshotOf(d) }
-func (l *Set) EvictOnce() error                        { return l.evictOnce() }
+func (l *Set) Look(d digest.Digest) (Layer, bool)      { return l.view(d) }
+func (l *Set) EvictOnce() error                        { return l.evictOver(context.Background()) }
 func (l *Set) Over() bool                              { return l.over.Load() }
 func (l *Set) StartBackfill()                          { l.start(l.backfill) }
 func (l *Set) Name(mountpoint string, d digest.Digest) { l.mountpoints[mountpoint] = d }

@@ -10,10 +10,11 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 )
 
-// State is where a layer is in its life: see the package's comment.
+// State is where a layer is in its life: see the package's comment. Status, metrics
+// and docs use the same words.
 type State string
 
-// The states of a layer. Ready is told as filling or complete.
+// The states of a layer. Status tells Filling or Complete in place of Ready.
 const (
 	Absent      State = "absent"
 	Ready       State = "ready"
@@ -30,19 +31,19 @@ type Layer struct {
 	digest digest.Digest
 	life   chan struct{} // the lifecycle lock: holds a token while it is free
 
-	// Guarded by Set.mu. Only the holder of the lifecycle lock changes them, who
-	// therefore reads them without Set.mu.
+	// Guarded by Set.mu, and changed by become alone, whose caller holds the
+	// lifecycle lock. So the holder of that lock reads them without Set.mu.
 	state   State
 	err     error // why the layer is quarantined
 	files   *files
 	serving *serving // nil unless ready or leaving
 
 	// Guarded by Set.mu alone.
-	refs  int // who holds the lifecycle lock or waits for it, and pins
+	refs  int // holders of the lifecycle lock, those that wait for it, and pins
 	pins  int // against removal and eviction
 	used  time.Time
-	retry backoff // of making it again
-	fill  backoff // of filling it ahead
+	retry backoff // of rebuilding it
+	fill  backoff // of backfill
 }
 
 // serving is a layer's open blob.
@@ -52,26 +53,8 @@ type serving struct {
 	gone   chan struct{} // closed when the blob is
 }
 
-// backoff grows the pauses between tries that fail.
-type backoff struct {
-	next time.Time
-	wait time.Duration
-}
-
-const (
-	firstRetry = 2 * time.Second
-	lastRetry  = 5 * time.Minute
-)
-
-func (b *backoff) failed() {
-	b.wait = min(max(2*b.wait, firstRetry), lastRetry)
-	b.next = time.Now().Add(b.wait)
-}
-
-func (b *backoff) due() bool { return !time.Now().Before(b.next) }
-
-// lock takes a layer's lifecycle lock. The layer is in the table until unlock,
-// also one that is absent.
+// lock takes a layer's lifecycle lock. The layer is in the table until unlock, even
+// one that is absent.
 func (l *Set) lock(ctx context.Context, d digest.Digest) (*Layer, error) {
 	l.mu.Lock()
 	layer := l.layers[d]
@@ -82,7 +65,7 @@ func (l *Set) lock(ctx context.Context, d digest.Digest) (*Layer, error) {
 	}
 	layer.refs++
 	l.mu.Unlock()
-	select { // also when ctx is over
+	select { // a lock that is free is taken even when ctx is over
 	case <-layer.life:
 		return layer, nil
 	default:
@@ -109,8 +92,18 @@ func (l *Set) unref(layer *Layer) {
 	}
 }
 
-// pin keeps a layer ready until release is called. The caller has the lifecycle
-// lock.
+// with calls f with a layer's lifecycle lock held.
+func (l *Set) with(ctx context.Context, d digest.Digest, f func(*Layer) error) error {
+	layer, err := l.lock(ctx, d)
+	if err != nil {
+		return err
+	}
+	defer l.unlock(layer)
+	return f(layer)
+}
+
+// pin keeps a layer from being removed or evicted until release is called. The caller
+// holds the lifecycle lock.
 func (l *Set) pin(layer *Layer) (release func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -124,22 +117,22 @@ func (l *Set) pin(layer *Layer) (release func()) {
 	}
 }
 
-// pinned reports whether a layer is pinned. Without a pin under the lifecycle lock
-// there is none until that is let go of.
+// pinned reports whether a layer is pinned. The caller holds the lifecycle lock. A
+// layer that is not pinned stays so until that is unlocked.
 func (l *Set) pinned(layer *Layer) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return layer.pins > 0
 }
 
-// touch says that a layer is used now.
+// touch notes that a layer is used now.
 func (l *Set) touch(layer *Layer) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	layer.used = time.Now()
 }
 
-// become changes a layer's state. The caller has the lifecycle lock.
+// become changes a layer's state. The caller holds the lifecycle lock.
 func (l *Set) become(layer *Layer, s State, f *files, on *serving, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -149,9 +142,8 @@ func (l *Set) become(layer *Layer, s State, f *files, on *serving, err error) {
 	}
 }
 
-// snapshotOf copies what Set.mu guards, for those who do not hold the
-// lifecycle lock.
-func (l *Set) snapshotOf(d digest.Digest) (view Layer, ok bool) {
+// view copies what Set.mu guards, for a caller that does not hold the lifecycle lock.
+func (l *Set) view(d digest.Digest) (view Layer, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	layer := l.layers[d]
@@ -161,9 +153,20 @@ func (l *Set) snapshotOf(d digest.Digest) (view Layer, ok bool) {
 	return *layer, true
 }
 
-// usage is what a layer has allocated on disk.
+// all lists the layers of the table.
+func (l *Set) all() []digest.Digest {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	list := make([]digest.Digest, 0, len(l.layers))
+	for d := range l.layers {
+		list = append(list, d)
+	}
+	return list
+}
+
+// Usage is what a layer has allocated on disk.
 func (l *Set) Usage(d digest.Digest) (snapshots.Usage, error) {
-	view, ok := l.snapshotOf(d)
+	view, ok := l.view(d)
 	if !ok {
 		return snapshots.Usage{}, nil
 	}

@@ -28,7 +28,7 @@ func (l *Set) fillPredicted(layer *Layer, t Target) {
 // predictRestored does the same for the layers of an earlier run, one by one.
 func (l *Set) predictRestored() {
 	for _, d := range l.all() {
-		view, _ := l.snapshotOf(d)
+		view, _ := l.view(d)
 		if l.ctx.Err() == nil && view.state == Ready && !view.serving.blob.Complete() {
 			l.fillRuns(view.serving.blob, view.files, view.files.image())
 		}

@@ -47,7 +47,7 @@ func (l *Set) restore(ctx context.Context) error {
 		}
 	}
 	for d, u := range uses {
-		if _, ok := l.snapshotOf(d); ok || !u.Needed {
+		if _, ok := l.view(d); ok || !u.Needed {
 			continue
 		}
 		if err := l.with(ctx, d, func(layer *Layer) error { l.quarantine(layer, nil, errMissing); return nil }); err != nil {

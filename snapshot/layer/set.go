@@ -24,8 +24,9 @@ type Config struct {
 	Store     *index.Store
 	Engine    *ondemand.Engine
 	Transport ondemand.Transport
-	// Adopted says that the transport serves the mounts of an earlier daemon,
-	// whose requests have waited meanwhile. Without it they are replaced.
+	// Adopted says that the transport was adopted from an earlier daemon: its
+	// mounts are served, and requests have waited meanwhile. Without it mounts of an
+	// earlier daemon are replaced.
 	Adopted  bool
 	Backfill Backfill
 	Cache    Cache
@@ -55,15 +56,14 @@ type Set struct {
 	uses      Uses // set by Start, before there is any layer
 
 	stopping sync.Once
-
-	over atomic.Bool // the cache is over its limit
+	over     atomic.Bool // the cache is over its limit
 
 	mu          sync.Mutex
 	layers      map[digest.Digest]*Layer
-	mountpoints map[string]digest.Digest // names below m, by who has them
+	mountpoints map[string]digest.Digest // names below snapshots/m, and their layers
 }
 
-// Open makes the directories. Start brings back what is in them.
+// Open makes the directories. Start restores the layers that are in them.
 func Open(c Config) (*Set, error) {
 	d, err := dirs.Open(c.Root, reachable)
 	if err != nil {
@@ -81,8 +81,8 @@ func Open(c Config) (*Set, error) {
 	}, nil
 }
 
-// Start brings back the layers of an earlier run and starts the background work. It
-// is called once. After an error only Stop and Close may be called.
+// Start restores the layers of an earlier run and starts the background work. It is
+// called once. After an error only Stop and Close may be called.
 func (l *Set) Start(ctx context.Context, uses Uses) error {
 	l.uses = uses
 	l.loadUnserved()
@@ -90,40 +90,27 @@ func (l *Set) Start(ctx context.Context, uses Uses) error {
 		return err
 	}
 	l.restored()
-	l.background()
+	l.start(l.predictRestored)
+	l.start(l.backfill)
+	l.start(l.keepLimit)
+	l.start(l.finishLeaving)
+	l.start(l.rebuildQuarantined)
+	l.start(l.syncBlobs)
 	return nil
 }
+
+// lookEvery is how often leaving and quarantined layers are looked at.
+const lookEvery = 2 * time.Second
 
 // Dirs are the directories below the root, which the set shares with the
 // snapshots.
 func (l *Set) Dirs() *dirs.Dirs { return l.dirs }
 
-// with calls f with a layer's lifecycle lock.
-func (l *Set) with(ctx context.Context, d digest.Digest, f func(*Layer) error) error {
-	layer, err := l.lock(ctx, d)
-	if err != nil {
-		return err
-	}
-	defer l.unlock(layer)
-	return f(layer)
-}
-
-// all lists the layers of the table.
-func (l *Set) all() []digest.Digest {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	list := make([]digest.Digest, 0, len(l.layers))
-	for d := range l.layers {
-		list = append(list, d)
-	}
-	return list
-}
-
-// Served reports whether anybody may read a hole that the transport must answer,
-// or hold back: a mount of ours, or what is left of one that could not be served.
+// Served reports whether a process may read a hole for which the transport must answer
+// or delay the read: through a mount of ours, or through one that could not be served.
 func (l *Set) Served() bool {
 	for _, d := range l.all() {
-		view, ok := l.snapshotOf(d)
+		view, ok := l.view(d)
 		switch {
 		case !ok || view.files == nil:
 		case view.serving != nil:
@@ -139,19 +126,19 @@ func (l *Set) Served() bool {
 	return l.dirs.TrashInUse()
 }
 
-// lastSync is how long Close makes what was filled durable, for the case that the
-// machine goes down: shorter than a service manager's patience.
+// lastSync bounds how long Close makes filled bytes durable, in case the machine is
+// shut down: less than a service manager waits.
 const lastSync = 5 * time.Second
 
-// Stop ends background work, and has the transport take no more requests: those under
-// way need their blobs open until they are answered. After it no layer is made ready
-// any more, so what Served says stays true.
+// Stop ends the background work and drains the transport: requests under way need
+// their blobs open until they are answered. After Stop no layer is made ready any more:
+// once Served is false, it stays so.
 func (l *Set) Stop() {
 	l.stopping.Do(func() {
 		l.end()
 		ctx, cancel := context.WithTimeout(context.Background(), lastSync)
 		defer cancel()
-		for _, d := range l.all() { // who has a lifecycle lock by now may not have seen it
+		for _, d := range l.all() { // a holder of a lifecycle lock may not have seen the end
 			if layer, err := l.lock(ctx, d); err == nil {
 				l.unlock(layer)
 			}
@@ -160,14 +147,14 @@ func (l *Set) Stop() {
 	})
 }
 
-// Close is Stop, and closes the blobs, but those of a layer at which somebody is at
-// work for longer than lastSync. Mounts stay; the transport is the caller's.
+// Close stops the set and closes the blobs, except that of a layer whose lifecycle lock
+// is held for longer than lastSync. Mounts stay; the transport is the caller's.
 func (l *Set) Close() error {
 	l.Stop()
 	ctx, cancel := context.WithTimeout(context.Background(), lastSync)
 	defer cancel()
 	if err := l.Engine.Sync(ctx); err != nil {
-		l.Log.Warn("what was filled last is fetched again after a reboot", "error", err)
+		l.Log.Warn("filled bytes could not be made durable; after a loss of power they are fetched again", "error", err)
 	}
 	var errs []error
 	for _, d := range l.all() {

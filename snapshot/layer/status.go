@@ -7,7 +7,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Status is what can be told about a layer.
+// Status is a layer as lacunactl shows it.
 type Status struct {
 	Layer      digest.Digest `json:"layer"`
 	Ref        string        `json:"image"`
@@ -24,7 +24,7 @@ type Status struct {
 func (l *Set) Status() ([]Status, []Fallback) {
 	layers := []Status{}
 	for _, d := range l.all() {
-		view, ok := l.snapshotOf(d)
+		view, ok := l.view(d)
 		if ok {
 			layers = append(layers, view.status())
 		}

@@ -13,13 +13,13 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/snapshot/dirs"
 )
 
-// sweep takes away what is below the root and belongs to nothing: what failed to be
-// taken away before, or to be made.
+// sweep removes what is below the root and belongs to no layer: what could not be
+// removed before, or was not finished.
 func (l *Set) sweep(ctx context.Context) error {
 	return errors.Join(l.sweepLayers(ctx), l.sweepMountpoints(ctx), l.dirs.SweepNew(), l.dirs.EmptyTrash())
 }
 
-// sweepLayers discards the directories that no layer of the table has.
+// sweepLayers discards the directories of layers that no layer of the table has.
 func (l *Set) sweepLayers(ctx context.Context) error {
 	entries, err := os.ReadDir(filepath.Join(l.Root, dirs.Layers))
 	for _, e := range entries {
@@ -41,7 +41,7 @@ func (l *Set) sweepMountpoints(ctx context.Context) error {
 	owners := maps.Clone(l.mountpoints)
 	l.mu.Unlock()
 	for _, e := range entries {
-		owners[e.Name()] = owners[e.Name()] // empty where nobody has it
+		owners[e.Name()] = owners[e.Name()] // empty where no layer has it
 	}
 	for name, owner := range owners {
 		err = errors.Join(err, l.with(ctx, owner, func(layer *Layer) error {
@@ -54,8 +54,8 @@ func (l *Set) sweepMountpoints(ctx context.Context) error {
 	return err
 }
 
-// removeMountpoint removes a mountpoint and what is mounted there. Its name is free
-// then. The caller has the lifecycle lock of the layer that has it, if any has.
+// removeMountpoint removes a mountpoint and what is mounted there, and frees its name.
+// The caller holds the lifecycle lock of the layer that has it, if any has.
 func (l *Set) removeMountpoint(name string) error {
 	path := filepath.Join(l.Root, dirs.Mounts, name)
 	if erofs.Mounted(path) {
