@@ -117,3 +117,38 @@ func TestDeathInRemoval(t *testing.T) {
 		})
 	}
 }
+
+// TestMountpointIsAFile starts over a file that has the name of a layer's mountpoint:
+// the layer becomes ready, and the next Cleanup removes what no layer has.
+func TestMountpointIsAFile(t *testing.T) {
+	snapshottest.NeedFanotify(t)
+	for what, put := range map[string]func(path string) error{
+		"file":    func(path string) error { return os.WriteFile(path, []byte("x"), 0o600) },
+		"symlink": func(path string) error { return os.Symlink("nowhere", path) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			root := t.TempDir()
+			n := snapshottest.New(t, root)
+			img := snapshottest.LazyImage(t, n)
+			target := look(t, n, img.Layers[0]).Files().Target()
+			if err := errors.Join(n.TearDown(), os.Remove(target), put(target)); err != nil {
+				t.Fatal(err)
+			}
+			n = snapshottest.New(t, root)
+			t.Cleanup(func() { _ = n.TearDown() })
+			if s := look(t, n, img.Layers[0]).State(); s != layer.Ready {
+				t.Errorf("the layer is %s", s)
+			}
+			img.ReadsRight(t, n)
+			if err := put(filepath.Join(root, dirs.Mounts, "of no layer")); err != nil {
+				t.Fatal(err)
+			}
+			if err := n.Cleanup(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if entries, err := os.ReadDir(filepath.Join(root, dirs.Mounts)); err != nil || len(entries) != 1 {
+				t.Errorf("%v are left, %v", entries, err)
+			}
+		})
+	}
+}

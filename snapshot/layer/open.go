@@ -2,7 +2,6 @@ package layer
 
 import (
 	"errors"
-	"os"
 
 	"github.com/lacuna-snapshotter/lacuna/erofs"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
@@ -83,7 +82,7 @@ func (l *Set) mount(f *files, blob *ondemand.Blob) error {
 			return err
 		}
 	}
-	if err := os.MkdirAll(f.target, 0o700); err != nil {
+	if err := l.makeMountpoint(f.target); err != nil {
 		return err
 	}
 	return l.Transport.Mount(blob, f.path("bootstrap"), f.target)

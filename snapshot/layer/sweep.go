@@ -7,9 +7,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/lacuna-snapshotter/lacuna/erofs"
 	"github.com/lacuna-snapshotter/lacuna/snapshot/dirs"
 )
 
@@ -52,22 +49,4 @@ func (l *Set) sweepMountpoints(ctx context.Context) error {
 		}))
 	}
 	return err
-}
-
-// removeMountpoint removes a mountpoint and what is mounted there, and frees its name.
-// The caller holds the lifecycle lock of the layer that has it, if any has.
-func (l *Set) removeMountpoint(name string) error {
-	path := filepath.Join(l.Root, dirs.Mounts, name)
-	if erofs.Mounted(path) {
-		if err := erofs.Unmount(path); err != nil {
-			return err
-		}
-	}
-	if err := unix.Rmdir(path); err != nil && !errors.Is(err, unix.ENOENT) {
-		return &os.PathError{Op: "rmdir", Path: path, Err: err}
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.mountpoints, name)
-	return nil
 }
