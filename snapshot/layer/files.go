@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/continuity"
@@ -45,6 +46,7 @@ type layerState struct {
 	SpanSize   int64
 	Inodes     int64
 	Packed     int64 // bytes of the layer in the registry
+	Generation int64 // more than that of any earlier directory of the layer; 0 in a state of an earlier version
 }
 
 const stateVersion = 3
@@ -113,10 +115,15 @@ func write(d *dirs.Dirs, t Target, mountpoint string, find func(into *index.Stor
 	if err != nil {
 		return nil, false, err
 	}
+	generation, err := nextGeneration(d.Root(), t.Layer)
+	if err != nil {
+		return nil, false, err
+	}
 	f = layerState{
 		Version: stateVersion, Layer: t.Layer, Bootstrap: digest.FromBytes(head.Bootstrap), Ref: t.Ref, Manifest: t.Manifest,
 		Mountpoint: mountpoint,
 		BlobSize:   head.Map.BlobSize, SpanSize: head.Map.SpanSize, Inodes: int64(image.Inodes), Packed: head.Map.PackedSize,
+		Generation: generation,
 	}.at(d.Root())
 	if err := f.clear(d); err != nil {
 		return nil, false, err
@@ -131,6 +138,25 @@ func write(d *dirs.Dirs, t Target, mountpoint string, find func(into *index.Stor
 		return nil, false, err
 	}
 	return f, false, d.Install(temp, f.dir)
+}
+
+// nextGeneration is more than the generation of every directory that a layer has. A
+// clock would not do: it may be set back.
+func nextGeneration(root string, layer digest.Digest) (int64, error) {
+	entries, err := os.ReadDir(filepath.Join(root, dirs.Layers))
+	if err != nil {
+		return 0, err
+	}
+	next := int64(1)
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), layer.Encoded()) {
+			continue
+		}
+		if f, err := readFiles(root, e.Name()); err == nil {
+			next = max(next, f.Generation+1)
+		}
+	}
+	return next, nil
 }
 
 // clear moves what is not a regular file out of the layer's directory, where
@@ -197,8 +223,12 @@ func (f *files) writeState(dir string) error {
 	return continuity.AtomicWriteFile(filepath.Join(dir, "layer.json"), b, 0o600)
 }
 
-// mounted reports whether the mountpoint shows an EROFS file system.
-func (f *files) mounted() bool { return erofs.Mounted(f.target) }
+// mounted reports whether the mountpoint shows an EROFS file system. A symlink is no
+// mountpoint, whatever it leads to.
+func (f *files) mounted() bool {
+	info, err := os.Lstat(f.target)
+	return err == nil && info.IsDir() && erofs.Mounted(f.target)
+}
 
 // discardBlob moves a file that cannot be the blob, and its records, to the trash.
 func (f *files) discardBlob(d *dirs.Dirs) error {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -88,7 +87,7 @@ func (l *Set) readAll() (found map[digest.Digest]*files, broken map[digest.Diges
 			found[f.Layer] = f
 		default:
 			earlier := found[f.Layer]
-			if changed(earlier).After(changed(f)) {
+			if later(earlier, f) {
 				earlier, f = f, earlier
 			}
 			found[f.Layer] = f
@@ -109,10 +108,12 @@ func (l *Set) readAll() (found map[digest.Digest]*files, broken map[digest.Diges
 	return found, broken, nil
 }
 
-func changed(f *files) time.Time {
-	info, err := os.Stat(f.path("layer.json"))
-	if err != nil {
-		return time.Time{}
+// later reports whether a was written later than b, two directories of one layer.
+// Directories of a version without generations have 0; of two of them, the one that is
+// mounted counts.
+func later(a, b *files) bool {
+	if a.Generation != b.Generation {
+		return a.Generation > b.Generation
 	}
-	return info.ModTime()
+	return reachable(a.dir) && !reachable(b.dir)
 }
