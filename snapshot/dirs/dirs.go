@@ -23,11 +23,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Directories below the root. Whatever an overlay may have as a lower directory
-// is below snapshots: for a user namespace containerd clones the directory that
-// they have in common with all mounts in it, and maps each of these, which a mount of
-// a transport's below the root may refuse as FUSE does
-// (core/mount/mount_linux.go, doPrepareIDMappedOverlay).
+// Directories below the root. All lower directories of overlays are below snapshots:
+// for a user namespace containerd clones their common parent with all mounts in it, and
+// id-maps each of these mounts, which a transport's mount below the root may refuse, as
+// FUSE does (core/mount/mount_linux.go, doPrepareIDMappedOverlay).
 const (
 	Snapshots  = "snapshots"
 	Mounts     = Snapshots + "/" + MountsName
@@ -37,20 +36,19 @@ const (
 	Trash      = "trash"
 )
 
-// Dirs makes and takes away directories below the root so that each name leads
-// to a whole one or to none.
+// Dirs makes and removes directories below the root.
 type Dirs struct {
 	root     string
 	inUse    func(dir string) bool
 	emptying sync.Mutex
 
 	mu     sync.Mutex
-	making map[string]bool // directories below new that are in use
+	making map[string]bool // directories below new that Temp has made
 }
 
-// openDirs makes what is missing and takes away what an earlier run was making.
-// Nothing below the root is for anybody but root: a layer's mount shows an image's
-// files with their set-user-ID bits (compare CVE-2021-41103).
+// Open makes the directories that are missing. inUse reports whether a directory or
+// file in the trash must not be deleted yet. Only root may enter: a layer's mount shows
+// an image's files with their set-user-ID bits (compare CVE-2021-41103).
 func Open(root string, inUse func(dir string) bool) (*Dirs, error) {
 	d := &Dirs{root: root, inUse: inUse, making: map[string]bool{}}
 	for _, name := range []string{Snapshots, Layers, Mounts, New, Trash} {
@@ -58,7 +56,7 @@ func Open(root string, inUse func(dir string) bool) (*Dirs, error) {
 		if err := os.MkdirAll(path, 0o700); err != nil {
 			return nil, err
 		}
-		if err := os.Chmod(path, 0o700); err != nil { // of an earlier version
+		if err := os.Chmod(path, 0o700); err != nil { // an earlier version made it
 			return nil, err
 		}
 	}
@@ -68,8 +66,8 @@ func Open(root string, inUse func(dir string) bool) (*Dirs, error) {
 // Root is the directory that all others are below.
 func (d *Dirs) Root() string { return d.root }
 
-// Temp makes a directory below new. When done is called, what of it has not been
-// installed goes to the trash.
+// Temp makes a directory below new. done moves it to the trash, or what Install has
+// left in its place.
 func (d *Dirs) Temp() (path string, done func(), err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -79,15 +77,14 @@ func (d *Dirs) Temp() (path string, done func(), err error) {
 	}
 	d.making[path] = true
 	return path, func() {
-		_ = d.Discard(path) // SweepNew comes again
+		_ = d.Discard(path) // SweepNew tries again
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		delete(d.making, path)
 	}, nil
 }
 
-// SweepNew takes away what was being made by an earlier run, or could not be taken
-// away before.
+// SweepNew moves to the trash what is below new and not being made.
 func (d *Dirs) SweepNew() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -100,15 +97,14 @@ func (d *Dirs) SweepNew() error {
 	return err
 }
 
-// install gives a directory of temp its name, for good. What had the name goes to
-// the trash.
+// Install gives a directory of Temp its final name, durably. A directory that had the
+// name takes the other's place, and goes to the trash with it.
 func (d *Dirs) Install(temp, path string) error {
 	if err := Sync(temp); err != nil {
 		return err
 	}
 	err := unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.EEXIST) {
-		// The old one is discarded as what is left of temp.
 		err = unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE)
 	}
 	if err != nil {
@@ -117,8 +113,8 @@ func (d *Dirs) Install(temp, path string) error {
 	return Sync(filepath.Dir(path))
 }
 
-// discard moves a directory, if there is one, to the trash, under a name that
-// nothing has: EmptyTrash looks at each name once before it deletes.
+// Discard moves a directory or file to the trash, where it exists, under a name that is
+// never used twice: EmptyTrash asks once for each name whether it is in use.
 func (d *Dirs) Discard(path string) error {
 	for {
 		to := filepath.Join(d.root, Trash, rand.Text())
@@ -133,7 +129,7 @@ func (d *Dirs) Discard(path string) error {
 	}
 }
 
-// EmptyTrash deletes what nobody can reach any more.
+// EmptyTrash deletes what is not in use any more.
 func (d *Dirs) EmptyTrash() error {
 	d.emptying.Lock()
 	defer d.emptying.Unlock()
@@ -151,11 +147,11 @@ func (d *Dirs) EmptyTrash() error {
 	return errors.Join(errs...)
 }
 
-// TrashInUse reports whether somebody can reach a layer that is in the trash.
+// TrashInUse reports whether anything in the trash is in use.
 func (d *Dirs) TrashInUse() bool {
 	entries, err := os.ReadDir(filepath.Join(d.root, Trash))
 	if err != nil {
-		return true // nobody knows
+		return true // it may be
 	}
 	for _, e := range entries {
 		if d.inUse(filepath.Join(d.root, Trash, e.Name())) {

@@ -26,8 +26,8 @@ type Fallback struct {
 const maxFallbacks = 1000
 
 // fallbacks are the last reasons, by layer, in a file that outlives the daemon: an
-// array of Fallback in JSON. It is a help for people and no more, so that it is not
-// written is only logged.
+// array of Fallback in JSON. Only people need it, so a failure to write it is logged
+// and nothing else.
 type fallbacks struct {
 	path string
 	log  *slog.Logger
@@ -45,7 +45,7 @@ func openFallbacks(path string, log *slog.Logger) *fallbacks {
 		err = json.Unmarshal(b, &list)
 	}
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		log.Warn("why layers were left to containerd is forgotten", "error", err)
+		log.Warn("the reasons why layers were left to containerd could not be read and are lost", "file", path, "error", err)
 	}
 	for _, f := range list[max(0, len(list)-maxFallbacks):] {
 		x.list[f.Layer] = f
@@ -53,9 +53,9 @@ func openFallbacks(path string, log *slog.Logger) *fallbacks {
 	return x
 }
 
-// add notes why a layer is left to containerd.
+// add notes why a layer is left to containerd, and logs it.
 func (x *fallbacks) add(t Target, reason error) {
-	x.log.Warn("layer is left to containerd's unpack", "layer", t.Layer, "image", t.Ref, "reason", reason)
+	x.log.Warn("layer left to containerd's unpack", "layer", t.Layer, "image", t.Ref, "reason", reason)
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.list[t.Layer] = Fallback{t.Layer, t.Ref, time.Now().UTC(), reason.Error()}
@@ -68,7 +68,7 @@ func (x *fallbacks) add(t Target, reason error) {
 // LeftToContainerd notes that a layer is left to containerd's ordinary unpack, and why.
 func (l *Set) LeftToContainerd(t Target, reason error) { l.fallbacks.add(t, reason) }
 
-// drop forgets a layer, which is served now.
+// drop forgets a layer that is served now.
 func (x *fallbacks) drop(layer digest.Digest) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -78,7 +78,7 @@ func (x *fallbacks) drop(layer digest.Digest) {
 	}
 }
 
-// all lists them, the oldest first.
+// all lists the fallbacks, the oldest first.
 func (x *fallbacks) all() []Fallback {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -97,6 +97,6 @@ func (x *fallbacks) write() {
 		err = continuity.AtomicWriteFile(x.path, b, 0o600)
 	}
 	if err != nil {
-		x.log.Warn("why layers are left to containerd is not kept over a restart", "error", err)
+		x.log.Warn("the reasons why layers were left to containerd could not be written; a restart loses them", "file", x.path, "error", err)
 	}
 }

@@ -67,8 +67,8 @@ func (s layerState) at(root string) *files {
 
 func (f *files) path(name string) string { return filepath.Join(f.dir, name) }
 
-// readFiles reads the state of a directory below layers. Where that cannot be
-// used, f still tells the layer, if the directory's name does.
+// readFiles reads the state of a directory below layers. Where the state cannot be
+// used, f has the layer's digest alone, if the directory's name tells it.
 func readFiles(root, name string) (f *files, err error) {
 	dir := filepath.Join(root, dirs.Layers, name)
 	f = &files{dir: dir}
@@ -85,15 +85,15 @@ func readFiles(root, name string) (f *files, err error) {
 	}
 	if s.Version != stateVersion || !Indexable(s.Layer) || !Indexable(s.Bootstrap) || s.name() != name ||
 		!filepath.IsLocal(s.Mountpoint) || filepath.Base(s.Mountpoint) != s.Mountpoint {
-		return f, fmt.Errorf("%s: version %d of layer %q, mounted at %q", f.path("layer.json"), s.Version, s.Layer, s.Mountpoint)
+		return f, fmt.Errorf("%s is not this directory's state: version %d of layer %q with mountpoint %q", f.path("layer.json"), s.Version, s.Layer, s.Mountpoint)
 	}
 	return s.at(root), nil
 }
 
-// write makes a layer's directory, or mends the one that is there, from the index
-// that find puts into a store. All that it writes is of that index, whatever becomes
-// of it elsewhere. Another layout's bytes are never reused: a directory whose
-// bootstrap is not the one wanted is replaced whole, and kept is false.
+// write makes a layer's directory, or repairs an existing one, from the index that find
+// puts into a store. All that it writes is of that index, even when another is made
+// meanwhile. Bytes of another layout are never reused: a directory whose bootstrap is
+// not that of the index is replaced whole, and kept is false.
 func write(d *dirs.Dirs, t Target, mountpoint string, find func(into *index.Store) (*index.Head, error)) (f *files, kept bool, err error) {
 	temp, done, err := d.Temp()
 	if err != nil {
@@ -129,7 +129,7 @@ func write(d *dirs.Dirs, t Target, mountpoint string, find func(into *index.Stor
 		return nil, false, err
 	}
 	if b, err := os.ReadFile(f.path("bootstrap")); err == nil && digest.FromBytes(b) == f.Bootstrap {
-		return f, true, f.mend(temp)
+		return f, true, f.repair(temp)
 	}
 	if err := continuity.AtomicWriteFile(filepath.Join(temp, "bootstrap"), head.Bootstrap, 0o600); err != nil {
 		return nil, false, err
@@ -159,12 +159,12 @@ func nextGeneration(root string, layer digest.Digest) (int64, error) {
 	return next, nil
 }
 
-// clear moves what is not a regular file out of the layer's directory, where
-// nothing else belongs.
+// clear moves everything that is not a regular file from the layer's directory to the
+// trash.
 func (f *files) clear(d *dirs.Dirs) error {
 	entries, err := os.ReadDir(f.dir)
 	if err != nil {
-		return nil //nolint:nilerr // there is none, or it is none and is replaced
+		return nil //nolint:nilerr // it is missing, or is no directory and is replaced
 	}
 	var errs []error
 	for _, e := range entries {
@@ -175,7 +175,7 @@ func (f *files) clear(d *dirs.Dirs) error {
 	return errors.Join(errs...)
 }
 
-// regular fails where a path does not lead to a file, or to one by a symlink only.
+// regular fails where a path is not a regular file. A symlink to one is not.
 func regular(path string) error {
 	info, err := os.Lstat(path)
 	if err == nil && !info.Mode().IsRegular() {
@@ -184,9 +184,9 @@ func regular(path string) error {
 	return err
 }
 
-// mend replaces the index and the state of a directory whose bootstrap is right.
-// Without a state it does not count meanwhile.
-func (f *files) mend(temp string) error {
+// repair replaces the index and the state of a directory whose bootstrap is right.
+// Meanwhile it has no state, so that a daemon which starts does not use it.
+func (f *files) repair(temp string) error {
 	if err := os.Remove(f.path("layer.json")); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
@@ -230,7 +230,7 @@ func (f *files) mounted() bool {
 	return err == nil && info.IsDir() && erofs.Mounted(f.target)
 }
 
-// discardBlob moves a file that cannot be the blob, and its records, to the trash.
+// discardBlob moves a file that is not the blob, and its records, to the trash.
 func (f *files) discardBlob(d *dirs.Dirs) error {
 	temp, done, err := d.Temp()
 	if err != nil {
@@ -246,10 +246,10 @@ func (f *files) discardBlob(d *dirs.Dirs) error {
 	return errors.Join(errs...)
 }
 
-// blobFiles are the files of package ondemand, what tells of the bytes first.
+// blobFiles are the files of package ondemand, the records before the bytes.
 var blobFiles = []string{"blob.spans", "blob.durable", "blob.durable.new", "blob"}
 
-// empty removes the blob, which nothing serves, and its records before it.
+// empty removes the blob, which must be closed, and its records before it.
 func (f *files) empty() error {
 	var errs []error
 	for _, name := range blobFiles {
@@ -260,25 +260,25 @@ func (f *files) empty() error {
 	return errors.Join(errs...)
 }
 
-// usage is what the files but the blob have allocated on disk.
+// usage is what the files except the blob have allocated on disk.
 func (f *files) usage() (snapshots.Usage, error) {
 	u := snapshots.Usage{Inodes: f.Inodes}
 	for _, name := range []string{"layer.json", "bootstrap"} {
 		var st unix.Stat_t
 		err := unix.Stat(f.path(name), &st)
 		if errors.Is(err, unix.ENOENT) {
-			continue // quarantined
+			continue // of a quarantined layer
 		}
 		if err != nil {
 			return u, &os.PathError{Op: "stat", Path: f.path(name), Err: err}
 		}
-		u.Size += st.Blocks * 512 // stat(2)'s unit, whatever the file system's is
+		u.Size += st.Blocks * 512 // stat(2) counts blocks of 512 bytes on every file system
 	}
 	return u, nil
 }
 
-// reachable reports whether a file system of a layer's directory may be mounted
-// anywhere. The caller has no file of it open.
+// reachable reports whether a process may reach the file system of a layer's directory,
+// through any mount. The caller must have no file of the directory open.
 func reachable(dir string) bool {
 	for _, name := range []string{"bootstrap", "blob"} {
 		path := filepath.Join(dir, name)

@@ -11,9 +11,12 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/snapshot/dirs"
 )
 
-// restore opens the layers of an earlier run. One that cannot be opened is
-// quarantined and stops nothing, and so is one that snapshots stand for and that
-// has no directory.
+// errMissing quarantines a layer that a snapshot stands for and that has no directory.
+var errMissing = errors.New("its directory is missing")
+
+// restore opens the layers of an earlier run. One that cannot be opened is quarantined
+// and does not stop the others; so is one that snapshots stand for and that has no
+// directory.
 func (l *Set) restore(ctx context.Context) error {
 	uses, err := l.uses(ctx)
 	if err != nil {
@@ -54,20 +57,20 @@ func (l *Set) restore(ctx context.Context) error {
 		}
 	}
 	if err := l.sweepMountpoints(ctx); err != nil {
-		l.Log.Error("removing mountpoints that no layer has", "error", err)
+		l.Log.Error("mountpoints that no layer has could not be removed; the next cleanup tries again", "error", err)
 	}
 	return nil
 }
 
-var errMissing = errors.New("its directory is missing")
-
+// brokenFiles is a directory whose state cannot be used.
 type brokenFiles struct {
 	files *files
 	err   error
 }
 
-// readAll reads the directories of all layers. Of two of one layer the later
-// counts: the earlier was being replaced.
+// readAll reads the directories of all layers. Of two directories of one layer the
+// later counts: the daemon died before it had removed the earlier one. A layer is in
+// broken only where none of its directories can be used.
 func (l *Set) readAll() (found map[digest.Digest]*files, broken map[digest.Digest]brokenFiles, err error) {
 	entries, err := os.ReadDir(filepath.Join(l.Root, dirs.Layers))
 	if err != nil {
@@ -78,7 +81,7 @@ func (l *Set) readAll() (found map[digest.Digest]*files, broken map[digest.Diges
 		f, err := readFiles(l.Root, e.Name())
 		switch {
 		case !Indexable(f.Layer):
-			l.Log.Error("a directory is not a layer's and goes to the trash", "dir", f.dir, "error", err)
+			l.Log.Error("a directory that is no layer's goes to the trash", "dir", f.dir, "error", err)
 			err = l.dirs.Discard(f.dir)
 		case err != nil:
 			broken[f.Layer] = brokenFiles{f, err}

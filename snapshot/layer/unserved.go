@@ -14,11 +14,11 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Unserved is a layer whose mount nobody has answered for some time: everything
-// that held the transport's descriptors had died. On fanotify reads of holes gave
-// zeros meanwhile, which may be in the page cache of the old mount for good; on
-// the other transports they gave EIO. The layer has a fresh mount for new
-// containers. Those that run on the old one are named.
+// Unserved is a layer whose mount was not served for some time: all holders of the
+// transport's descriptors had died. On fanotify reads of holes returned zeros
+// meanwhile, which may stay in the page cache of the old mount; on the other transports
+// they returned EIO. The layer has a fresh mount for new containers. Those that run on
+// the old one are named.
 type Unserved struct {
 	Layer     digest.Digest `json:"layer"`
 	Transport string        `json:"transport"`
@@ -28,7 +28,7 @@ type Unserved struct {
 	Snapshots []string `json:"snapshots"`
 }
 
-// Reads is what a hole read as: "zeros" or "EIO".
+// Reads is what reads of holes returned: "zeros" or "EIO".
 func (u Unserved) Reads() string {
 	if u.Transport == "fanotify" {
 		return "zeros"
@@ -41,11 +41,11 @@ const (
 	abandonedFile = "abandoned" // see Abandon
 )
 
-// Abandon says that there is nobody any more who has served the mounts below root
-// all the time. A daemon calls it before it hands what a new transport depends on to
-// anybody who outlives it: if it dies before New has gone over the mounts, the next
-// daemon takes over a transport that has not served them either, and must not
-// believe them. Open heeds it, and New takes it back.
+// Abandon notes that no process has served the mounts below root without a gap. A
+// daemon calls it before it gives a new transport's descriptors to a holder: if it dies
+// before Start has replaced the mounts, the next daemon adopts a transport that has not
+// served them either, and must replace them, too. Open obeys the note, and Start
+// removes it.
 func Abandon(root string) error {
 	return os.WriteFile(filepath.Join(root, abandonedFile), nil, 0o600)
 }
@@ -55,7 +55,7 @@ func isAbandoned(root string) bool {
 	return !errors.Is(err, os.ErrNotExist)
 }
 
-// restored says that Start has gone over all mounts.
+// restored notes that Start has served or replaced all mounts.
 func (l *Set) restored() {
 	l.notices.mu.Lock()
 	defer l.notices.mu.Unlock()
@@ -63,38 +63,38 @@ func (l *Set) restored() {
 	l.endAbandoned()
 }
 
-// endAbandoned takes Abandon back, when what it is for is done and written. The caller
-// holds notices.mu.
+// endAbandoned removes Abandon's note when all mounts are served or replaced and the
+// list of those that were not served is written. The caller holds notices.mu.
 func (l *Set) endAbandoned() {
 	if !l.notices.whole || !l.notices.saved {
 		return
 	}
 	if err := os.Remove(filepath.Join(l.Root, abandonedFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		l.Log.Error("the next start will mount every layer again", "error", err)
+		l.Log.Error("a note that mounts are not served could not be removed; the next start mounts every layer again", "file", filepath.Join(l.Root, abandonedFile), "error", err)
 	}
 }
 
-// notices are the layers that were not served, in unserved.json too.
+// notices are the layers that were not served, also in unserved.json.
 type notices struct {
 	mu    sync.Mutex
 	list  []Unserved
 	saved bool // the file has the list
-	whole bool // New has gone over all mounts
+	whole bool // Start has served or replaced all mounts
 }
 
-// loadUnserved brings back what earlier starts found. A file that cannot be read
-// stops nothing.
+// loadUnserved reads what earlier starts found. A file that cannot be read does not
+// stop the start.
 func (l *Set) loadUnserved() {
 	list, err := l.readUnserved()
 	if err != nil {
-		l.Log.Error("reading which mounts were not served; what earlier starts found is lost", "error", err)
+		l.Log.Error("the list of mounts that were not served could not be read; what earlier starts found is lost", "file", filepath.Join(l.Root, unservedFile), "error", err)
 	}
 	l.notices.list, l.notices.saved = list, err == nil
 }
 
-// noteUnserved adds a layer whose mount was not served, before that is replaced: a
-// daemon that dies, or finds no room to write, must not take the mount and the notice
-// along.
+// noteUnserved adds a layer whose mount was not served, before the mount is replaced:
+// a daemon that dies in between, or cannot write on a full disk, must not lose both the
+// mount and the notice.
 func (l *Set) noteUnserved(ctx context.Context, layer digest.Digest) error {
 	uses, err := l.uses(ctx)
 	if err != nil {
@@ -102,20 +102,20 @@ func (l *Set) noteUnserved(ctx context.Context, layer digest.Digest) error {
 	}
 	keys := slices.Sorted(slices.Values(uses[layer].Active))
 	u := Unserved{layer, l.Transport.Name(), time.Now().UTC(), keys}
-	l.Log.Error("a mount was not served for some time: containers on it may have read "+u.Reads()+" in place of holes; restart them",
+	l.Log.Error("a layer's mount was not served for some time: containers on it may have read "+u.Reads()+" in place of holes; restart them",
 		"layer", layer, "transport", u.Transport, "snapshots", u.Snapshots)
 	l.notices.mu.Lock()
 	defer l.notices.mu.Unlock()
 	if slices.ContainsFunc(l.notices.list, func(o Unserved) bool { return o.Layer == layer && slices.Equal(o.Snapshots, keys) }) {
-		return nil // replacing it is tried again
+		return nil // the mount could not be replaced before
 	}
 	l.notices.list = append(l.notices.list, u)
 	l.saveUnserved()
 	return nil
 }
 
-// Unserved lists the layers that were not served, with those of the snapshots on
-// them that are still there. A layer without any is forgotten.
+// Unserved lists the layers that were not served, with the snapshots on them that
+// still exist. A layer without any is forgotten.
 func (l *Set) Unserved(ctx context.Context) ([]Unserved, error) {
 	l.notices.mu.Lock()
 	defer l.notices.mu.Unlock()
@@ -139,8 +139,8 @@ func (l *Set) Unserved(ctx context.Context) ([]Unserved, error) {
 	return slices.Clone(left), nil
 }
 
-// saveUnserved writes the list. Where that fails, as on a full disk, the daemon has it,
-// and tries again when it is asked. The caller holds notices.mu.
+// saveUnserved writes the list. Where that fails, as on a full disk, it is tried again
+// when the list is asked for. The caller holds notices.mu.
 func (l *Set) saveUnserved() {
 	b, err := json.Marshal(l.notices.list)
 	if err == nil {
@@ -148,7 +148,7 @@ func (l *Set) saveUnserved() {
 	}
 	l.notices.saved = err == nil
 	if err != nil {
-		l.Log.Error("writing which mounts were not served; the next start will not know", "error", err)
+		l.Log.Error("the list of mounts that were not served could not be written; a restart may lose it", "error", err)
 	}
 	l.endAbandoned()
 }
@@ -162,7 +162,7 @@ func (l *Set) readUnserved() (list []Unserved, err error) {
 		return nil, err
 	}
 	if err := json.Unmarshal(b, &list); err != nil {
-		l.Log.Error("the list of layers that were not served is damaged and begun anew", "error", err)
+		l.Log.Error("the list of mounts that were not served is damaged; a new one is begun", "error", err)
 		return nil, nil
 	}
 	return list, nil
