@@ -19,15 +19,15 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	return errors.Join(err, s.layers.RemoveUnused(ctx))
 }
 
-// discardStale moves the directories of removed snapshots to the trash. A write
-// transaction keeps snapshots from coming up meanwhile.
+// discardStale moves the directories of removed snapshots to the trash. The write
+// transaction keeps new snapshots from being created meanwhile.
 func (s *Snapshotter) discardStale(ctx context.Context) error {
 	return s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
 		ids, err := storage.IDMap(ctx)
-		if err != nil && !errdefs.IsNotFound(err) { // there has never been a snapshot
+		if err != nil && !errdefs.IsNotFound(err) { // before the first snapshot
 			return err
 		}
-		entries, err := os.ReadDir(filepath.Join(s.root, dirs.Snapshots))
+		entries, err := os.ReadDir(filepath.Join(s.dirs.Root(), dirs.Snapshots))
 		if err != nil {
 			return err
 		}

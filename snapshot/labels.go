@@ -12,17 +12,18 @@ import (
 )
 
 // Labels of a lazy snapshot: the layer that it stands for, and where it came from,
-// so that the layer can be made again. They are ours alone: what a client passes
-// under these names is dropped. containerd gives a snapshotter those annotations of
-// an image's layers that begin with containerd.io/snapshot/, so ours do not.
+// so that the layer can be rebuilt. Only the snapshotter sets them: what a client passes
+// under these names is dropped. containerd passes the annotations of an image's layers
+// that begin with containerd.io/snapshot/ on to the snapshotter, so ours do not begin
+// so.
 const (
 	labelLayer    = "lacuna/layer"
 	labelImage    = "lacuna/image"
 	labelManifest = "lacuna/manifest"
 )
 
-// labelRemapped is on an ordinary committed snapshot whose files have their owners
-// on the host: see isRemapped. It is ours like those above.
+// labelRemapped marks an ordinary committed snapshot whose files have the owners of
+// the host: see isRemapped. Only the snapshotter sets it, too.
 const labelRemapped = "lacuna/remapped"
 
 // extraction is a Prepare for a layer.
@@ -31,8 +32,8 @@ type extraction struct {
 	name string // the wanted chain ID
 }
 
-// parseExtraction reads the labels of a Prepare. ok is false where they do not
-// name a layer: then it is an ordinary Prepare.
+// parseExtraction reads the labels of a Prepare. ok is false where they do not name a
+// layer: it is an ordinary Prepare then.
 func parseExtraction(labels map[string]string) (want extraction, ok bool) {
 	want.name = labels[snapshots.LabelSnapshotRef]
 	want.Ref = labels[snapshotters.TargetRefLabel]
@@ -52,7 +53,7 @@ func parseExtraction(labels map[string]string) (want extraction, ok bool) {
 }
 
 // lazyTarget reads the labels of a committed snapshot. ok is false for an ordinary
-// one.
+// snapshot.
 func lazyTarget(labels map[string]string) (t layer.Target, ok bool) {
 	t = layer.Target{Ref: labels[labelImage], Manifest: digest.Digest(labels[labelManifest]), Layer: digest.Digest(labels[labelLayer])}
 	return t, layer.Indexable(t.Layer)
@@ -64,8 +65,7 @@ func ordinary(info *snapshots.Info) error {
 	return nil
 }
 
-// remapped is the last option of a snapshot whose files have their owners on the
-// host.
+// remapped is the last option of a snapshot whose files have the owners of the host.
 func remapped(info *snapshots.Info) error {
 	info.Labels = without(info.Labels)
 	info.Labels[labelRemapped] = "true"
@@ -81,7 +81,7 @@ func lazy(t layer.Target) snapshots.Opt {
 	}
 }
 
-// without copies labels without ours.
+// without copies labels, but for our own.
 func without(labels map[string]string) map[string]string {
 	copied := maps.Clone(labels)
 	if copied == nil {

@@ -20,7 +20,7 @@ func (s *Snapshotter) uses(ctx context.Context) (uses map[digest.Digest]layer.Us
 			all[info.Name] = info
 			return nil
 		})
-		if err != nil && !errdefs.IsNotFound(err) { // there has never been a snapshot
+		if err != nil && !errdefs.IsNotFound(err) { // before the first snapshot
 			return err
 		}
 		for _, info := range all {

@@ -87,7 +87,7 @@ func run(ctx context.Context, c *config.Config) error {
 	if err != nil {
 		return errors.Join(err, transport.giveUp(sockets), transport.Close())
 	}
-	snapshotter, err := snapshot.New(ctx, c.Root, layers)
+	snapshotter, err := snapshot.New(ctx, layers)
 	if err != nil {
 		if ctx.Err() != nil {
 			log.Info("stopped while starting; mounts stay")

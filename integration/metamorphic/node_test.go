@@ -156,7 +156,7 @@ func (n *node) open(q request, files []*os.File) (err error) {
 	if err != nil {
 		return errors.Join(err, n.server.Close())
 	}
-	if n.snapshotter, err = snapshot.New(context.Background(), q.Root, n.layers); err != nil {
+	if n.snapshotter, err = snapshot.New(context.Background(), n.layers); err != nil {
 		return errors.Join(err, n.server.Close())
 	}
 	n.server.Recover()

@@ -107,7 +107,7 @@ func Over(ctx context.Context, root string, transport ondemand.Transport, server
 	if err != nil {
 		return nil, err
 	}
-	if n.Snapshotter, err = snapshot.New(ctx, root, n.Layers); err != nil {
+	if n.Snapshotter, err = snapshot.New(ctx, n.Layers); err != nil {
 		return nil, err
 	}
 	return n, nil
