@@ -55,12 +55,6 @@ type node struct {
 	log         *os.File
 }
 
-// Hooks that package snapshot may have for tests.
-type (
-	evictor interface{ EvictNow(context.Context) error }
-	filler  interface{ FillNow(context.Context) error }
-)
-
 const controlFile = 3 // of a node: the socket to the driver
 
 // serveNode is the main function of a node process.
@@ -107,18 +101,12 @@ func (n *node) do(q request, files []*os.File) (a answer, err error) {
 		a.Served = n.layers.Served()
 		return a, nil
 	case "evict":
-		if e, ok := any(n.snapshotter).(evictor); ok {
-			return a, e.EvictNow(context.Background())
-		}
+		return a, n.layers.Evict(context.Background())
 	case "fill":
-		if e, ok := any(n.snapshotter).(filler); ok {
-			return a, e.FillNow(context.Background())
-		}
+		return a, n.layers.Fill(context.Background())
 	}
-	return a, errNoHook
+	return a, fmt.Errorf("no operation %q", q.Op)
 }
-
-var errNoHook = errors.New("no such hook")
 
 // open starts a daemon's parts, as lacuna-snapshotter does.
 func (n *node) open(q request, files []*os.File) (err error) {

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -606,22 +605,19 @@ func (s *sequence) cleanup(*rand.Rand) {
 
 // evict empties what nobody uses, now or soon.
 func (s *sequence) evict(*rand.Rand) {
-	s.hook("evict")
+	s.ask("evict")
 	if s.config.MaxBytes > 0 {
 		time.Sleep(2 * s.config.EvictEvery)
 	}
 }
 
-func (s *sequence) hook(op string) {
+func (s *sequence) ask(op string) {
 	if s.down.Load() {
 		return
 	}
 	s.nodeLock.RLock()
 	defer s.nodeLock.RUnlock()
 	_, err := s.child.ask(request{Op: op})
-	if err != nil && strings.Contains(err.Error(), errNoHook.Error()) {
-		return
-	}
 	s.note("%s: %v", op, err)
 	if !s.faulty.Load() {
 		s.must(op, err)
@@ -630,7 +626,7 @@ func (s *sequence) hook(op string) {
 
 // fill reads a layer all over, by a view on it alone where it is the lowest.
 func (s *sequence) fill(r *rand.Rand) {
-	s.hook("fill")
+	s.ask("fill")
 	s.m.protocol.RLock()
 	list := s.m.committed()
 	list = slices.DeleteFunc(list, func(sn *snap) bool { return sn.exists != there })

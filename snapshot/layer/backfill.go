@@ -1,7 +1,9 @@
 package layer
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"time"
@@ -124,6 +126,24 @@ func (l *Set) backfillLayer(layer *Layer, limit *rate.Limiter) {
 			return
 		}
 	}
+}
+
+// Fill fills all ready layers to their end, whether backfill is enabled and readers are
+// quiet or not, and returns when they are filled. A layer that is evicted or removed
+// meanwhile is left out.
+func (l *Set) Fill(ctx context.Context) error {
+	var errs []error
+	for _, d := range l.all() {
+		view, ok := l.view(d)
+		if !ok || view.state != Ready {
+			continue
+		}
+		blob := view.serving.blob
+		if err := blob.FillAhead(ctx, 0, blob.Size()); err != nil && !errors.Is(err, ondemand.ErrClosed) {
+			errs = append(errs, fmt.Errorf("fill layer %s: %w", d, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // busy is the set of registries that a goroutine works on.

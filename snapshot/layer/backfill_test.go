@@ -11,6 +11,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry/registrytest"
+	"github.com/lacuna-snapshotter/lacuna/snapshot/layer"
 	"github.com/lacuna-snapshotter/lacuna/snapshot/snapshottest"
 )
 
@@ -75,4 +76,43 @@ func TestPredictionOfSecondImage(t *testing.T) {
 
 func predictionOf(layer digest.Digest) *index.Prediction {
 	return &index.Prediction{Layers: []digest.Digest{layer}, Spans: [][3]int64{{0, 3, 2}}}
+}
+
+// TestFillAndEvict fills all layers at once, and evicts those that no container uses.
+func TestFillAndEvict(t *testing.T) {
+	snapshottest.NeedFanotify(t)
+	n := snapshottest.New(t, t.TempDir())
+	t.Cleanup(func() { _ = n.TearDown() })
+	img := snapshottest.NewImage(t, 2)
+	for l := range img.Layers {
+		img.Index(t, n, l)
+	}
+	snapshottest.PrepareAll(t, t.Context(), n, img)
+	if err := n.Layers.Fill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if count, _ := states(n); count[layer.Complete] != 2 {
+		t.Errorf("%v, want two complete", count)
+	}
+	if _, err := n.View(t.Context(), "view", "chain0"); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Layers.Evict(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if count, _ := states(n); count[layer.Complete] != 1 || count[layer.Evicted] != 1 {
+		t.Errorf("%v, want the layer of the view complete and the other evicted", count)
+	}
+	if n.Layers.Over() {
+		t.Error("there is no limit, and the cache is over it")
+	}
+	for range 1000 {
+		img.Reg.Fail(registrytest.Status(401, ""))
+	}
+	if _, err := n.View(t.Context(), "again", "chain1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Layers.Fill(t.Context()); err == nil {
+		t.Error("filled from a registry that refuses")
+	}
 }
