@@ -138,9 +138,14 @@ func (l *Set) Fill(ctx context.Context) error {
 		if !ok || view.state != Ready {
 			continue
 		}
-		blob := view.serving.blob
-		if err := blob.FillAhead(ctx, 0, blob.Size()); err != nil && !errors.Is(err, ondemand.ErrClosed) {
-			errs = append(errs, fmt.Errorf("fill layer %s: %w", d, err))
+		on := view.serving
+		err := on.blob.FillAhead(ctx, 0, on.blob.Size())
+		select {
+		case <-on.gone: // the cause of any error
+		default:
+			if err != nil {
+				errs = append(errs, fmt.Errorf("fill layer %s: %w", d, err))
+			}
 		}
 	}
 	return errors.Join(errs...)
