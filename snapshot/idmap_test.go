@@ -27,8 +27,7 @@ func stopForTest(t *testing.T, n *snapshottest.Node) {
 	}
 }
 
-// ownedImage has two layers of files with many owners, and one with a file more
-// that no index is made for.
+// ownedImage has two layers of files with many owners.
 func ownedImage(t *testing.T, n *snapshottest.Node) *snapshottest.Image {
 	t.Helper()
 	img := &snapshottest.Image{Reg: registrytest.New(t)}
@@ -132,7 +131,8 @@ const (
 	deep   = 20 // unpacked layers
 )
 
-// usernsMappings move all IDs by so much.
+// usernsMappings are mappings of user namespaces. host is the host's ID for an ID of the
+// container.
 var usernsMappings = []struct {
 	name, label string
 	host        func(id int) int
@@ -154,7 +154,7 @@ var usernsMappings = []struct {
 	}},
 }
 
-// chains are what a container's snapshot may have below it.
+// chains are the kinds of parents that a container's snapshot may have.
 var chains = []struct {
 	name, parent string
 	files        []ownedFile
@@ -221,8 +221,8 @@ func TestMappedOwners(t *testing.T) {
 	n := snapshottest.New(t, root)
 	t.Cleanup(func() { stopForTest(t, n) })
 	prepareChains(t, ctx, n)
-	// containerd maps whole trees of mounts, and not every file system can be
-	// mapped: FUSE, below the root with the transport of that name, cannot.
+	// containerd id-maps whole trees of mounts, and not every file system allows it:
+	// the mount of the transport fuse, below the root, does not.
 	unmappable := filepath.Join(root, "fuse")
 	if err := os.Mkdir(unmappable, 0o700); err != nil {
 		t.Fatal(err)
@@ -275,8 +275,8 @@ func TestMappedOwners(t *testing.T) {
 	}
 }
 
-// TestRemappedParent does what containerd's client does where the proxy plugin has
-// not the capability remap-ids: a parent in which each file has its owner on the
+// TestRemappedParent does what containerd's client does where the proxy plugin lacks the
+// capability remap-ids: it creates a parent in which each file has the owner of the
 // host, and on that the container's snapshot with the labels.
 func TestRemappedParent(t *testing.T) {
 	snapshottest.NeedFanotify(t)
@@ -290,7 +290,7 @@ func TestRemappedParent(t *testing.T) {
 		}
 		for i, m := range usernsMappings {
 			t.Run(c.name+"/"+m.name, func(t *testing.T) {
-				// The names are of containerd's metadata store.
+				// Keys as containerd's metadata store passes them on.
 				key := fmt.Sprintf("default/%d/sha256:%s-%d", i, c.parent, i)
 				name := fmt.Sprintf("default/%d/sha256:%s-%d", i+1, c.parent, i)
 				mounts, err := n.Prepare(ctx, key+"-remap", c.parent)

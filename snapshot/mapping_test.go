@@ -40,12 +40,12 @@ var mappingTests = []struct {
 	{"0:0:4294967295", true}, // the first user namespace's own
 	{"0:0:1,1:100000:65535", true},
 	{"1:100000:65535,0:0:1", true},
-	{"0:1000:65536", true},     // IDs of the container that are IDs on the host of others
-	{"0:1:1,1:0:1", true},      // two that change places
+	{"0:1000:65536", true},     // overlaps the IDs of the container
+	{"0:1:1,1:0:1", true},      // two IDs swapped
 	{"0:4294967294:1", true},   // the last ID
-	{manyRanges(340, 0), true}, // as many as the kernel takes
+	{manyRanges(340, 0), true}, // as many as the kernel accepts
 	{manyRanges(341, 0), false},
-	{manyRanges(340, 100000), false}, // more bytes than it takes
+	{manyRanges(340, 100000), false}, // more bytes than it accepts
 	{"0:0:99999999999999", false},
 	{"99999999999999:0:1", false},
 	{"0:0:4294967296", false},
@@ -70,7 +70,7 @@ var mappingTests = []struct {
 	{strings.Repeat("0:0:1,", 100000), false},
 }
 
-// TestMappingLabels compares what is refused with what the kernel refuses.
+// TestMappingLabels compares which mappings are refused with the kernel.
 func TestMappingLabels(t *testing.T) {
 	hostcheck.Root(t)
 	const other = "0:100000:65536"
@@ -115,7 +115,7 @@ func TestMappingLabels(t *testing.T) {
 	}
 }
 
-// TestBadMapping looks for what is left of snapshots that are refused.
+// TestBadMapping has snapshots with bad mappings refused, and nothing left of them.
 func TestBadMapping(t *testing.T) {
 	snapshottest.NeedFanotify(t)
 	root := t.TempDir()

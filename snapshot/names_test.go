@@ -19,8 +19,8 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/snapshot/snapshottest"
 )
 
-// TestSecondNamespace pulls, in another namespace of containerd, an image that one
-// has: the name is there, and whatever comes after must not stumble over it.
+// TestSecondNamespace pulls an image in a second namespace of containerd: the snapshot's
+// name is taken, and containers can be created all the same.
 func TestSecondNamespace(t *testing.T) {
 	snapshottest.NeedFanotify(t)
 	n := snapshottest.New(t, t.TempDir())
@@ -36,8 +36,8 @@ func TestSecondNamespace(t *testing.T) {
 	}
 }
 
-// TestOtherParent has two namespaces whose lower layers are different snapshots,
-// each unpacked by itself, below the same chain ID.
+// TestOtherParent has two namespaces that have each unpacked the lower layer into a
+// snapshot of their own, below the same chain ID.
 func TestOtherParent(t *testing.T) {
 	snapshottest.NeedFanotify(t)
 	ctx := t.Context()
@@ -76,8 +76,8 @@ func TestOtherParent(t *testing.T) {
 	pull("first")
 }
 
-// TestRolledBackTransaction finds the directory of a snapshot whose transaction
-// did not come to its end: bbolt gives its ID again.
+// TestRolledBackTransaction finds the directory of a snapshot whose transaction was
+// rolled back: bbolt gives its ID to the next snapshot.
 func TestRolledBackTransaction(t *testing.T) {
 	snapshottest.NeedFanotify(t)
 	root := t.TempDir()
@@ -98,7 +98,7 @@ func TestRolledBackTransaction(t *testing.T) {
 }
 
 // TestPullDuringCleanup pulls an image again and starts a container while Cleanup
-// is at work on it, many times.
+// runs, many times.
 func TestPullDuringCleanup(t *testing.T) {
 	snapshottest.NeedFanotify(t)
 	ctx := t.Context()
@@ -140,7 +140,7 @@ func TestPullDuringCleanup(t *testing.T) {
 	}
 }
 
-// TestLabels has a client, or an image's annotations, give labels of ours.
+// TestLabels has a client set and remove labels that only the snapshotter may set.
 func TestLabels(t *testing.T) {
 	snapshottest.NeedFanotify(t)
 	ctx := t.Context()
@@ -161,7 +161,6 @@ func TestLabels(t *testing.T) {
 	if _, lazy := info.Labels["lacuna/layer"]; err != nil || lazy {
 		t.Errorf("%+v, %v", info, err)
 	}
-	// And one that takes ours away.
 	if _, err := n.Update(ctx, snapshots.Info{Name: "chain0", Labels: map[string]string{"a": "b"}}); err != nil {
 		t.Fatal(err)
 	}

@@ -14,9 +14,9 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/snapshot/snapshottest"
 )
 
-// TestPowerLossAfterPull loses power on a real file system: it copies the device
-// below a mounted ext4 at moments of a pull. Whatever snapshot there is afterwards
-// has its files, and whatever else there is goes with the next Cleanup.
+// TestPowerLossAfterPull simulates a loss of power on a real file system: it copies the
+// device below a mounted ext4 after each layer of a pull. Each snapshot that exists
+// afterwards has its files, and the next Cleanup removes everything else.
 func TestPowerLossAfterPull(t *testing.T) {
 	snapshottest.NeedFanotify(t)
 	hostcheck.Tool(t, "mke2fs")
@@ -52,7 +52,7 @@ func TestPowerLossAfterPull(t *testing.T) {
 		}
 		parent = name
 		disks = append(disks, disk+name)
-		sh(`cp --sparse=always "$1" "$2"`, disk, disk+name) // containerd has got its answer; power goes
+		sh(`cp --sparse=always "$1" "$2"`, disk, disk+name) // containerd has its answer; the power fails
 	}
 	for have, copied := range disks {
 		after := filepath.Join(top, "after")

@@ -13,12 +13,12 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/snapshot/snapshottest"
 )
 
-// TestPrivate has another user of the host look for an image's files, which may
-// have set-user-ID bits.
+// TestPrivate has another user of the host try to reach an image's files, which may have
+// set-user-ID bits.
 func TestPrivate(t *testing.T) {
 	snapshottest.NeedFanotify(t)
 	root := t.TempDir()
-	for dir := root; dir != "/"; dir = filepath.Dir(dir) { // a way to the root that everybody may take
+	for dir := root; dir != "/"; dir = filepath.Dir(dir) { // every user may reach the root directory
 		if dir != os.TempDir() && len(dir) > len(os.TempDir()) {
 			if err := os.Chmod(dir, 0o755); err != nil {
 				t.Fatal(err)

@@ -19,11 +19,11 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/snapshot/snapshottest"
 )
 
-// TestSuite is containerd's own.
+// TestSuite runs containerd's own suite.
 func TestSuite(t *testing.T) {
 	snapshottest.NeedFanotify(t)
-	// The suite knows by this name that overlayfs cannot rename a lower layer's
-	// directory; in all else it is the same for every snapshotter.
+	// From this name the suite knows that overlayfs cannot rename a lower layer's
+	// directory; all other tests are the same for every snapshotter.
 	testsuite.SnapshotterSuite(t, "overlayfs", func(ctx context.Context, root string) (snapshots.Snapshotter, func() error, error) {
 		n, err := snapshottest.Start(ctx, root, nil, slog.New(slog.DiscardHandler))
 		if err != nil {

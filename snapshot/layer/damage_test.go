@@ -11,9 +11,9 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/snapshot/snapshottest"
 )
 
-// TestHalfDirectory starts over the directory of a layer with holes from which
-// something is missing, or in which something is not a file: the layer is made
-// whole by itself, also below mounts that go on.
+// TestHalfDirectory starts over the directory of a layer with holes in which a file is
+// missing or is not a file: the layer is rebuilt, also below mounts that an earlier
+// daemon has left.
 func TestHalfDirectory(t *testing.T) {
 	snapshottest.NeedFanotify(t)
 	directory := func(path string) error {
@@ -51,7 +51,7 @@ func TestHalfDirectory(t *testing.T) {
 						t.Fatal(err)
 					}
 					t.Cleanup(func() { _ = n.TearDown() })
-					img.ReadsRight(t, n) // a container's start makes it whole, if the background has not
+					img.ReadsRight(t, n) // a container's start rebuilds it, where the background has not
 					if s := look(t, n, img.Layers[0]).State(); s != layer.Ready {
 						t.Errorf("the layer is %s", s)
 					}
@@ -61,8 +61,8 @@ func TestHalfDirectory(t *testing.T) {
 	}
 }
 
-// TestTrashThatIsNoDirectory: what is no directory among the layers' goes as well,
-// and keeps nothing up.
+// TestTrashThatIsNoDirectory has files and symlinks among the layers' directories and in
+// the trash: they are removed.
 func TestTrashThatIsNoDirectory(t *testing.T) {
 	snapshottest.NeedFanotify(t)
 	root := t.TempDir()
@@ -87,8 +87,8 @@ func TestTrashThatIsNoDirectory(t *testing.T) {
 	}
 }
 
-// TestDeathInRemoval takes from a layer's directory, one file after the other in
-// any order, what a daemon that died while it deleted them had deleted.
+// TestDeathInRemoval removes one file from a layer's directory, as a daemon leaves it
+// that dies while it removes the layer.
 func TestDeathInRemoval(t *testing.T) {
 	snapshottest.NeedFanotify(t)
 	for _, gone := range []string{"blob", "blob.spans", "blob.durable", "bootstrap", "layer.json", "*.index"} {

@@ -31,8 +31,8 @@ func fillAll(t *testing.T, n *snapshottest.Node) {
 	}
 }
 
-// TestEviction empties layers that nothing uses, and only those, and mounts them
-// again when they are wanted.
+// TestEviction evicts layers that nothing uses, and only those. They are mounted again
+// when a snapshot asks for them.
 func TestEviction(t *testing.T) {
 	snapshottest.NeedFanotify(t)
 	ctx := namespaces.WithNamespace(t.Context(), "test")
@@ -64,10 +64,10 @@ func TestEviction(t *testing.T) {
 		t.Fatal(err)
 	}
 	if count, disk := states(n); count["evicted"] != 0 || disk < full/2 { // not exactly full: delayed allocation
-		t.Errorf("layers in use were evicted: %v, %d bytes of %d are left", count, disk, full)
+		t.Errorf("layers in use were evicted: %v, %d bytes of %d remain", count, disk, full)
 	}
 	if !n.Layers.Over() {
-		t.Error("a cache over its limit is filled ahead")
+		t.Error("backfill does not pause for a cache over its limit")
 	}
 	if got, err := snapshottest.Tree(t, mounts); err != nil || got != want {
 		t.Fatal("the tree differs", err)
@@ -76,7 +76,7 @@ func TestEviction(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// A pin, as a Prepare under way has it.
+	// A pin, as Prepare has it until the snapshot is committed.
 	release, err := n.Layers.Ensure(ctx, layer.Target{Layer: digest.FromBytes(img.Layers[0])})
 	if err != nil {
 		t.Fatal(err)
@@ -96,7 +96,7 @@ func TestEviction(t *testing.T) {
 		t.Errorf("%v, %d bytes of %d are left", count, empty, full)
 	}
 
-	for round := range 2 { // the second time over a mount that lasts
+	for round := range 2 { // the second time over a layer that is mounted
 		if mounts, err = n.View(ctx, "again", "chain2"); err != nil {
 			t.Fatal(err)
 		}
@@ -107,7 +107,7 @@ func TestEviction(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// The limit holds for the longest unused first.
+	// The longest unused layer is evicted first.
 	fillAll(t, n)
 	_, full = states(n)
 	n.Layers.Cache.MaxBytes = full - 1

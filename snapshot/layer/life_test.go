@@ -18,9 +18,9 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/snapshot/snapshottest"
 )
 
-// TestOverlayOutlivesSnapshot removes a container's snapshot, and what it stands
-// on, while its overlay is mounted: no hole may read as zeros, and when the
-// overlay is gone nothing is left.
+// TestOverlayOutlivesSnapshot evicts or removes a layer while an overlay on it is
+// mounted: no hole may read as zeros, and when the overlay is unmounted the layer is
+// evicted or removed.
 func TestOverlayOutlivesSnapshot(t *testing.T) {
 	snapshottest.NeedFanotify(t)
 	ctx := t.Context()
@@ -47,7 +47,7 @@ func TestOverlayOutlivesSnapshot(t *testing.T) {
 			if _, err := n.Prepare(ctx, "container", "chain0"); err != nil {
 				t.Fatal(err)
 			}
-			// Without an upper directory, which goes with its snapshot.
+			// Without an upper directory, which is removed with its snapshot.
 			dir := snapshottest.Mounted(t, []mount.Mount{{Type: "overlay", Source: "overlay", Options: []string{"lowerdir=" + n.Mountpoint(t, img.Layers[0]) + ":" + t.TempDir()}}})
 			if err := n.Remove(ctx, "container"); err != nil {
 				t.Fatal(err)
@@ -59,12 +59,12 @@ func TestOverlayOutlivesSnapshot(t *testing.T) {
 				t.Errorf("the layer is %s", s)
 			}
 			if !n.Layers.Served() {
-				t.Error("keepers would be ended while an overlay has holes")
+				t.Error("the holders would be released while an overlay has holes")
 			}
 			if got, want := snapshottest.Hashes(t, dir), img.Unpacked(t); got != want {
 				t.Errorf("the tree below the overlay differs:\n%s\nwant\n%s", got, want)
 			}
-			// It comes back while the overlay lives.
+			// It becomes ready again while the overlay is mounted.
 			if name == "remove" {
 				if _, err := n.Prepare(ctx, "k", "", img.Labels(0, "chain0")); !errdefs.IsAlreadyExists(err) {
 					t.Fatal(err)
@@ -80,7 +80,7 @@ func TestOverlayOutlivesSnapshot(t *testing.T) {
 			if err := errors.Join(n.Remove(ctx, "view"), take(t, n), mount.UnmountAll(dir, 0)); err != nil {
 				t.Fatal(err)
 			}
-			snapshottest.Eventually(t, "the layer goes with its overlay", func() bool {
+			snapshottest.Eventually(t, "the layer is evicted or removed after its overlay", func() bool {
 				count, _ := states(n)
 				return count[layer.Leaving]+count[layer.Filling]+count[layer.Complete] == 0
 			})
@@ -88,8 +88,8 @@ func TestOverlayOutlivesSnapshot(t *testing.T) {
 	}
 }
 
-// TestSameDigits has two layers whose digests begin alike: each has a mountpoint
-// of its own.
+// TestSameDigits has two layers whose digests have the same first digits: each has its
+// own mountpoint.
 func TestSameDigits(t *testing.T) {
 	snapshottest.NeedFanotify(t)
 	root := t.TempDir()
@@ -108,7 +108,7 @@ func TestSameDigits(t *testing.T) {
 	if err := n.TearDown(); err != nil {
 		t.Fatal(err)
 	}
-	n = snapshottest.New(t, root) // it is remembered
+	n = snapshottest.New(t, root) // the name is in layer.json
 	t.Cleanup(func() { _ = n.TearDown() })
 	if again := n.Mountpoint(t, img.Layers[0]); again != first {
 		t.Errorf("mounted at %s, was at %s", again, first)

@@ -11,7 +11,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/snapshot/snapshottest"
 )
 
-// TestReadersGetEIO lets what comes from the registry be wrong or missing.
+// TestReadersGetEIO has the registry answer with wrong bytes or not at all.
 func TestReadersGetEIO(t *testing.T) {
 	snapshottest.NeedFanotify(t)
 	for name, fault := range map[string]registrytest.Fault{
@@ -29,8 +29,8 @@ func TestReadersGetEIO(t *testing.T) {
 			for range 500 {
 				img.Reg.Fail(fault)
 			}
-			// Bytes that were verified before the fault are good; most fail, each
-			// when its patience is over.
+			// Bytes that were verified before the fault are right; most reads fail,
+			// each after the timeout of a fill.
 			failed := 0
 			for _, file := range strings.Fields(string(snapshottest.MustRun(t, "find", target, "-type", "f"))) {
 				rel, _ := filepath.Rel(target, file)

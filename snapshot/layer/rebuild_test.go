@@ -19,8 +19,9 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/snapshot/snapshottest"
 )
 
-// TestSlowRegistryHoldsOnlyItsLayers makes a quarantined layer again from a registry
-// that says nothing: meanwhile trash is emptied and other layers are mended.
+// TestSlowRegistryHoldsOnlyItsLayers rebuilds a quarantined layer from a registry that
+// does not answer: meanwhile the trash is emptied and layers of other registries are
+// rebuilt.
 func TestSlowRegistryHoldsOnlyItsLayers(t *testing.T) {
 	snapshottest.NeedFanotify(t)
 	root := t.TempDir()
@@ -64,7 +65,7 @@ func TestSlowRegistryHoldsOnlyItsLayers(t *testing.T) {
 	}
 	snapshottest.Eventually(t, "the trash is empty and the other layer ready", func() bool {
 		if !waits() {
-			t.Fatal("not until the registry was given up")
+			t.Fatal("only after the registry's timeout")
 		}
 		left, err := os.ReadDir(filepath.Join(root, dirs.Trash))
 		return err == nil && len(left) == 0 && look(t, n, well.Layers[1]).State() == layer.Ready
@@ -91,7 +92,7 @@ func TestRestartAndQuarantine(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(root, "layers", "half-made"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	// Its index is not to be had, for a while.
+	// Its index is missing for a while.
 	away := n.Store.Path(digest.FromBytes(img.Layers[1]))
 	if err := os.Rename(away, away+".away"); err != nil {
 		t.Fatal(err)
@@ -114,11 +115,11 @@ func TestRestartAndQuarantine(t *testing.T) {
 	if states[layer.Quarantined] != 1 || states[layer.Filling] != 1 {
 		t.Errorf("states %v", states)
 	}
-	// containerd does not ask again: it is made again by itself.
+	// containerd does not ask again: it is rebuilt in the background.
 	if err := os.Rename(away+".away", away); err != nil {
 		t.Fatal(err)
 	}
-	snapshottest.Eventually(t, "the broken layer is made again", func() bool { return look(t, n, img.Layers[1]).State() == layer.Ready })
+	snapshottest.Eventually(t, "the broken layer is rebuilt", func() bool { return look(t, n, img.Layers[1]).State() == layer.Ready })
 	mounts, err := n.View(ctx, "now", "chain1")
 	if err != nil {
 		t.Fatal(err)
@@ -132,7 +133,7 @@ func TestRestartAndQuarantine(t *testing.T) {
 }
 
 // TestQuarantinedIsHeld stops a daemon that could not serve a layer of an earlier
-// one, on which a container runs: what holds its readers must live on.
+// daemon, on which a container runs: the holders must not be released.
 func TestQuarantinedIsHeld(t *testing.T) {
 	snapshottest.NeedFanotify(t)
 	root := t.TempDir()
@@ -152,9 +153,9 @@ func TestQuarantinedIsHeld(t *testing.T) {
 		t.Fatal(err)
 	}
 	if look(t, n, img.Layers[0]).State() != layer.Quarantined || !n.Layers.Served() {
-		t.Errorf("%s, served %v: the keepers would be ended", look(t, n, img.Layers[0]).State(), n.Layers.Served())
+		t.Errorf("%s, served %v: the holders would be released", look(t, n, img.Layers[0]).State(), n.Layers.Served())
 	}
-	// Its holes are errors.
+	// Reads of its holes fail.
 	if out, err := exec.Command("sh", "-c", "cat $(find "+dir+" -type f -size +8k)").Output(); err == nil {
 		t.Errorf("read %d bytes of a layer that nothing serves", len(out))
 	}
@@ -162,7 +163,7 @@ func TestQuarantinedIsHeld(t *testing.T) {
 		t.Fatal(err)
 	}
 	if n.Layers.Served() {
-		t.Error("nobody can reach it any more")
+		t.Error("served, although no process can reach it any more")
 	}
 	if err := n.TearDown(); err != nil {
 		t.Error(err)

@@ -14,9 +14,9 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/snapshot/snapshottest"
 )
 
-// TestIndexMadeAnew replaces the index of a mounted layer in the store, as
+// TestIndexReplaced replaces the index of a mounted layer in the store, as
 // lacunactl index create may.
-func TestIndexMadeAnew(t *testing.T) {
+func TestIndexReplaced(t *testing.T) {
 	snapshottest.NeedFanotify(t)
 	root := t.TempDir()
 	n := snapshottest.New(t, root)
@@ -34,8 +34,8 @@ func TestIndexMadeAnew(t *testing.T) {
 	img.ReadsRight(t, n)
 }
 
-// TestBlobOfAnotherIndex pulls the image of a layer whose blob was filled by
-// another layout, which nothing on the disk tells any more.
+// TestBlobOfAnotherIndex pulls the image of a layer whose blob was filled in another
+// layout, after the state that told so was lost.
 func TestBlobOfAnotherIndex(t *testing.T) {
 	snapshottest.NeedFanotify(t)
 	root := t.TempDir()
@@ -66,8 +66,8 @@ func TestBlobOfAnotherIndex(t *testing.T) {
 }
 
 // TestStateOfAnotherIndex finds a layer whose directory has lost its state, as when a
-// daemon died while it mended it, and another index in the store: what is mounted
-// goes by one of them in all.
+// daemon died while it repaired it, and another index in the store: the mounted layer
+// has all of one index.
 func TestStateOfAnotherIndex(t *testing.T) {
 	snapshottest.NeedFanotify(t)
 	root := t.TempDir()

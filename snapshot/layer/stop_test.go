@@ -32,8 +32,9 @@ func (o *observed) Drain() {
 	o.Transport.Drain()
 }
 
-// TestStopDuringStart ends a start when the first layer is attached. Its readers are
-// answered or left to the next daemon before its blob is closed: else they got EIO.
+// TestStopDuringStart cancels a start when the first layer is attached. Its readers must
+// be answered or left to the next daemon before its blob is closed: after that they
+// would get EIO.
 func TestStopDuringStart(t *testing.T) {
 	snapshottest.NeedFanotify(t)
 	root := t.TempDir()
@@ -86,8 +87,8 @@ func TestStopDuringStart(t *testing.T) {
 	}
 }
 
-// TestNothingIsMadeReadyAfterStop asks for a layer after Stop: a mount that comes when
-// the keepers have been told to end would have nobody to hold its readers.
+// TestNothingIsMadeReadyAfterStop asks for a layer after Stop: no holder would keep the
+// readers of a mount that is made when the holders have been released.
 func TestNothingIsMadeReadyAfterStop(t *testing.T) {
 	snapshottest.NeedFanotify(t)
 	n := snapshottest.New(t, t.TempDir())

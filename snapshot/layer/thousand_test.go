@@ -75,7 +75,7 @@ func TestThousandLayers(t *testing.T) {
 	after := mountIDs()
 	for target, id := range before {
 		if after[target] != id {
-			t.Fatalf("%s was mounted anew", target)
+			t.Fatalf("%s was mounted again", target)
 		}
 	}
 	t.Logf("start with %d layers: %s with all to be mounted, %s over their mounts", layers, cold.Round(time.Millisecond), warm.Round(time.Millisecond))

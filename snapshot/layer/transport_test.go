@@ -14,7 +14,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/snapshot/snapshottest"
 )
 
-// hooked is a transport some of whose calls are others.
+// hooked is a transport with hooks before some of its calls.
 type hooked struct {
 	ondemand.Transport
 	mount   func() error
@@ -39,8 +39,8 @@ func (h *hooked) Release(b *ondemand.Blob) error {
 	return h.Transport.Release(b)
 }
 
-// TestCloseWithAMountUnderWay has a mount wait for a transport that does not answer
-// any more: it holds up the others' end only for a while.
+// TestCloseWithAMountUnderWay has a mount wait for a transport that does not answer any
+// more: Close waits for it only for a while.
 func TestCloseWithAMountUnderWay(t *testing.T) {
 	snapshottest.NeedFanotify(t)
 	n := snapshottest.New(t, t.TempDir())
@@ -56,7 +56,7 @@ func TestCloseWithAMountUnderWay(t *testing.T) {
 	<-begun
 	n.Server.Drain()
 	if err := n.Layers.Close(); err == nil {
-		t.Error("closed a layer that somebody is at work at")
+		t.Error("closed a layer whose lifecycle lock is held")
 	}
 	close(gate)
 	if err := <-done; err == nil {
@@ -65,7 +65,7 @@ func TestCloseWithAMountUnderWay(t *testing.T) {
 	_ = n.TearDown()
 }
 
-// TestReleaseIsTriedAgain has the transport not let go of a complete layer at first.
+// TestReleaseIsTriedAgain has the release of a complete layer fail at first.
 func TestReleaseIsTriedAgain(t *testing.T) {
 	snapshottest.NeedFanotify(t)
 	n := snapshottest.New(t, t.TempDir())
@@ -88,9 +88,9 @@ func TestReleaseIsTriedAgain(t *testing.T) {
 	snapshottest.Eventually(t, "the layer is the kernel's alone", func() bool { return tries.Load() == 2 && !n.Server.Needed() })
 }
 
-// TestMountFailsWhileInUse opens an evicted layer whose bootstrap somebody has open,
-// as an overlay that outlived its snapshot has, and the mount fails once: the next
-// one succeeds.
+// TestMountFailsWhileInUse opens an evicted layer whose bootstrap is open elsewhere, as
+// by an overlay that outlived its snapshot, and the mount fails once: the next one
+// succeeds.
 func TestMountFailsWhileInUse(t *testing.T) {
 	snapshottest.NeedFanotify(t)
 	n := snapshottest.New(t, t.TempDir())
@@ -121,7 +121,7 @@ func TestMountFailsWhileInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	if s := look(t, n, img.Layers[0]); s.State() != layer.Leaving || s.Blob() == nil {
-		t.Errorf("%s: its blob is open and nobody's", s.State())
+		t.Errorf("%s: its blob is lost", s.State())
 	}
 	if _, err := n.Prepare(t.Context(), "container", "chain0"); err != nil {
 		t.Fatal(err)

@@ -16,9 +16,9 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/snapshot/snapshottest"
 )
 
-// TestDeathBeforeMountsAreReplaced has everything die that holds the group, and
-// then the next daemon, whose group is held, before it has gone over the mounts:
-// they are no more to be believed by the one after it.
+// TestDeathBeforeMountsAreReplaced has all holders of the group die, and then the next
+// daemon, whose group is held, before it has replaced the mounts: the daemon after it
+// adopts that group, and must replace them.
 func TestDeathBeforeMountsAreReplaced(t *testing.T) {
 	snapshottest.NeedFanotify(t)
 	root := t.TempDir()
@@ -27,10 +27,10 @@ func TestDeathBeforeMountsAreReplaced(t *testing.T) {
 	if _, err := n.Prepare(t.Context(), "container", "chain0"); err != nil {
 		t.Fatal(err)
 	}
-	if err := n.Stop(); err != nil { // the last descriptor goes with it
+	if err := n.Stop(); err != nil { // closes the group's last descriptor
 		t.Fatal(err)
 	}
-	// Somebody reads zeros, and the kernel keeps them.
+	// A process reads zeros, and the kernel caches them.
 	snapshottest.MustRun(t, "sh", "-c", "cat $(find "+look(t, n, img.Layers[0]).Files().Target()+" -type f)")
 
 	if err := layer.Abandon(root); err != nil {
@@ -55,7 +55,7 @@ func TestDeathBeforeMountsAreReplaced(t *testing.T) {
 		t.Errorf("%+v, %v", list, err)
 	}
 
-	// And when that is done they are believed again.
+	// After that the mounts are adopted again.
 	before := snapshottest.MustRun(t, "stat", "-c", "%d", n.Mountpoint(t, img.Layers[0]))
 	held = snapshottest.Hold(t, n)
 	if err := n.Stop(); err != nil {
@@ -69,8 +69,8 @@ func TestDeathBeforeMountsAreReplaced(t *testing.T) {
 	}
 }
 
-// TestUnservedMounts has everything die that holds the group: the next start
-// replaces the mounts and names who was on them, until they are gone.
+// TestUnservedMounts has all holders of the group die: the next start replaces the
+// mounts and names the snapshots on them, as long as these exist.
 func TestUnservedMounts(t *testing.T) {
 	snapshottest.NeedFanotify(t)
 	ctx := namespaces.WithNamespace(t.Context(), "test")
@@ -90,7 +90,7 @@ func TestUnservedMounts(t *testing.T) {
 	if list, err := n.Layers.Unserved(ctx); err != nil || len(list) != 0 {
 		t.Fatal(list, err)
 	}
-	if err := n.Stop(); err != nil { // the last descriptor goes with it
+	if err := n.Stop(); err != nil { // closes the group's last descriptor
 		t.Fatal(err)
 	}
 
@@ -147,8 +147,8 @@ func TestUnservedMounts(t *testing.T) {
 	}
 }
 
-// TestUnservedListIsNotAll has a start not write, or not read, the list of layers that
-// were not served: it serves all the same, and notes it when it can.
+// TestUnservedListIsNotAll has a start that cannot write, or read, the list of layers that
+// were not served: it serves the layers, and writes the list later.
 func TestUnservedListIsNotAll(t *testing.T) {
 	snapshottest.NeedFanotify(t)
 	for name, damage := range map[string]func(path string) error{

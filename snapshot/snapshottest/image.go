@@ -90,7 +90,7 @@ func PrepareAll(t *testing.T, ctx context.Context, n *Node, i *Image) {
 func (i *Image) Unpacked(t *testing.T) string {
 	dir := t.TempDir()
 	for _, layer := range i.Tars {
-		cmd := exec.Command(hostcheck.Tool(t, "tar"), "-x", "-C", dir)
+		cmd := exec.CommandContext(t.Context(), hostcheck.Tool(t, "tar"), "-x", "-C", dir)
 		cmd.Stdin = bytes.NewReader(layer)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v %s", err, out)

@@ -33,28 +33,28 @@ func Tree(t *testing.T, mounts []mount.Mount) (string, error) {
 			t.Error(err)
 		}
 	}()
-	return hashes(dir)
+	return hashes(t, dir)
 }
 
 // Hashes hashes all files below a directory, from another process.
 func Hashes(t *testing.T, dir string) string {
 	t.Helper()
-	out, err := hashes(dir)
+	out, err := hashes(t, dir)
 	if err != nil {
 		t.Errorf("reading %s: %v", dir, err)
 	}
 	return out
 }
 
-func hashes(dir string) (string, error) {
-	out, err := exec.Command("sh", "-c", "cd "+dir+" && find . -type f -print0 | sort -z | xargs -0 sha256sum").Output()
+func hashes(t *testing.T, dir string) (string, error) {
+	out, err := exec.CommandContext(t.Context(), "sh", "-c", "cd "+dir+" && find . -type f -print0 | sort -z | xargs -0 sha256sum").Output()
 	return string(out), err
 }
 
 // MustRun runs a program and returns its output.
 func MustRun(t *testing.T, name string, args ...string) []byte {
 	t.Helper()
-	out, err := exec.Command(name, args...).Output()
+	out, err := exec.CommandContext(t.Context(), name, args...).Output()
 	if err != nil {
 		t.Fatalf("%s: %v", name, err)
 	}
