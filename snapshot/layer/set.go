@@ -52,7 +52,7 @@ type Set struct {
 	indexes   *indexes
 	probes    *probes
 	fallbacks *fallbacks
-	notices   notices
+	notices   *notices
 	uses      Uses // set by Start, before there is any layer
 
 	stopping sync.Once
@@ -78,6 +78,7 @@ func Open(c Config) (*Set, error) {
 		probes:  &probes{client: c.Client},
 		layers:  map[digest.Digest]*Layer{}, mountpoints: map[string]digest.Digest{},
 		fallbacks: openFallbacks(filepath.Join(c.Root, "fallbacks.json"), c.Log),
+		notices:   openNotices(c.Root, c.Log),
 	}, nil
 }
 
@@ -85,11 +86,10 @@ func Open(c Config) (*Set, error) {
 // called once. After an error only Stop and Close may be called.
 func (l *Set) Start(ctx context.Context, uses Uses) error {
 	l.uses = uses
-	l.loadUnserved()
 	if err := l.restore(ctx); err != nil {
 		return err
 	}
-	l.restored()
+	l.notices.allReplaced()
 	l.start(l.predictRestored)
 	l.start(l.backfill)
 	l.start(l.keepLimit)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -36,6 +37,31 @@ func (u Unserved) Reads() string {
 	return "EIO"
 }
 
+// Unserved lists the layers that were not served, with the snapshots on them that
+// still exist. A layer without any is forgotten.
+func (l *Set) Unserved(ctx context.Context) ([]Unserved, error) {
+	uses, err := l.uses(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return l.notices.prune(func(layer digest.Digest, key string) bool { return slices.Contains(uses[layer].Active, key) }), nil
+}
+
+// noteUnserved adds a layer whose mount was not served, before the mount is replaced:
+// a daemon that dies in between, or cannot write on a full disk, must not lose both the
+// mount and the notice.
+func (l *Set) noteUnserved(ctx context.Context, layer digest.Digest) error {
+	uses, err := l.uses(ctx)
+	if err != nil {
+		return err
+	}
+	u := Unserved{layer, l.Transport.Name(), time.Now().UTC(), slices.Sorted(slices.Values(uses[layer].Active))}
+	l.Log.Error("a layer's mount was not served for some time: containers on it may have read "+u.Reads()+" in place of holes; restart them",
+		"layer", layer, "transport", u.Transport, "snapshots", u.Snapshots)
+	l.notices.add(u)
+	return nil
+}
+
 const (
 	unservedFile  = "unserved.json"
 	abandonedFile = "abandoned" // see Abandon
@@ -55,115 +81,101 @@ func isAbandoned(root string) bool {
 	return !errors.Is(err, os.ErrNotExist)
 }
 
-// restored notes that Start has served or replaced all mounts.
-func (l *Set) restored() {
-	l.notices.mu.Lock()
-	defer l.notices.mu.Unlock()
-	l.notices.whole = true
-	l.endAbandoned()
+// notices are the layers that were not served, in a file that outlives the daemon: an
+// array of Unserved in JSON. Once it is written and all mounts are served, they remove
+// Abandon's note.
+type notices struct {
+	root string
+	log  *slog.Logger
+
+	mu       sync.Mutex
+	list     []Unserved
+	saved    bool // the file has the list
+	replaced bool // Start has served or replaced all mounts
 }
 
-// endAbandoned removes Abandon's note when all mounts are served or replaced and the
-// list of those that were not served is written. The caller holds notices.mu.
-func (l *Set) endAbandoned() {
-	if !l.notices.whole || !l.notices.saved {
+// openNotices reads what earlier starts found. A file that cannot be read does not
+// stop the start.
+func openNotices(root string, log *slog.Logger) *notices {
+	n := &notices{root: root, log: log}
+	path := filepath.Join(root, unservedFile)
+	b, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		n.saved = true
+	case err != nil:
+		log.Error("the list of mounts that were not served could not be read; what earlier starts found is lost", "file", path, "error", err)
+	default:
+		n.saved = true
+		if err := json.Unmarshal(b, &n.list); err != nil {
+			log.Error("the list of mounts that were not served is damaged; a new one is begun", "file", path, "error", err)
+			n.list = nil
+		}
+	}
+	return n
+}
+
+// add adds a layer, unless it is listed with the same snapshots: then its mount could
+// not be replaced before.
+func (n *notices) add(u Unserved) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if slices.ContainsFunc(n.list, func(o Unserved) bool { return o.Layer == u.Layer && slices.Equal(o.Snapshots, u.Snapshots) }) {
 		return
 	}
-	if err := os.Remove(filepath.Join(l.Root, abandonedFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		l.Log.Error("a note that mounts are not served could not be removed; the next start mounts every layer again", "file", filepath.Join(l.Root, abandonedFile), "error", err)
-	}
+	n.list = append(n.list, u)
+	n.save()
 }
 
-// notices are the layers that were not served, also in unserved.json.
-type notices struct {
-	mu    sync.Mutex
-	list  []Unserved
-	saved bool // the file has the list
-	whole bool // Start has served or replaced all mounts
-}
-
-// loadUnserved reads what earlier starts found. A file that cannot be read does not
-// stop the start.
-func (l *Set) loadUnserved() {
-	list, err := l.readUnserved()
-	if err != nil {
-		l.Log.Error("the list of mounts that were not served could not be read; what earlier starts found is lost", "file", filepath.Join(l.Root, unservedFile), "error", err)
-	}
-	l.notices.list, l.notices.saved = list, err == nil
-}
-
-// noteUnserved adds a layer whose mount was not served, before the mount is replaced:
-// a daemon that dies in between, or cannot write on a full disk, must not lose both the
-// mount and the notice.
-func (l *Set) noteUnserved(ctx context.Context, layer digest.Digest) error {
-	uses, err := l.uses(ctx)
-	if err != nil {
-		return err
-	}
-	keys := slices.Sorted(slices.Values(uses[layer].Active))
-	u := Unserved{layer, l.Transport.Name(), time.Now().UTC(), keys}
-	l.Log.Error("a layer's mount was not served for some time: containers on it may have read "+u.Reads()+" in place of holes; restart them",
-		"layer", layer, "transport", u.Transport, "snapshots", u.Snapshots)
-	l.notices.mu.Lock()
-	defer l.notices.mu.Unlock()
-	if slices.ContainsFunc(l.notices.list, func(o Unserved) bool { return o.Layer == layer && slices.Equal(o.Snapshots, keys) }) {
-		return nil // the mount could not be replaced before
-	}
-	l.notices.list = append(l.notices.list, u)
-	l.saveUnserved()
-	return nil
-}
-
-// Unserved lists the layers that were not served, with the snapshots on them that
-// still exist. A layer without any is forgotten.
-func (l *Set) Unserved(ctx context.Context) ([]Unserved, error) {
-	l.notices.mu.Lock()
-	defer l.notices.mu.Unlock()
-	uses, err := l.uses(ctx)
-	if err != nil {
-		return nil, err
-	}
+// prune forgets snapshots that do not exist and layers without any, and returns the
+// rest.
+func (n *notices) prune(exists func(layer digest.Digest, key string) bool) []Unserved {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	left := []Unserved{}
-	for _, u := range l.notices.list {
-		u.Snapshots = slices.DeleteFunc(slices.Clone(u.Snapshots), func(key string) bool {
-			return !slices.Contains(uses[u.Layer].Active, key)
-		})
+	for _, u := range n.list {
+		u.Snapshots = slices.DeleteFunc(slices.Clone(u.Snapshots), func(key string) bool { return !exists(u.Layer, key) })
 		if len(u.Snapshots) > 0 {
 			left = append(left, u)
 		}
 	}
-	if len(left) != len(l.notices.list) || !l.notices.saved {
-		l.notices.list = left
-		l.saveUnserved()
+	if len(left) != len(n.list) || !n.saved {
+		n.list = left
+		n.save()
 	}
-	return slices.Clone(left), nil
+	return slices.Clone(left)
 }
 
-// saveUnserved writes the list. Where that fails, as on a full disk, it is tried again
-// when the list is asked for. The caller holds notices.mu.
-func (l *Set) saveUnserved() {
-	b, err := json.Marshal(l.notices.list)
+// save writes the list. Where that fails, as on a full disk, it is tried again when the
+// list is asked for. The caller holds n.mu.
+func (n *notices) save() {
+	path := filepath.Join(n.root, unservedFile)
+	b, err := json.Marshal(n.list)
 	if err == nil {
-		err = continuity.AtomicWriteFile(filepath.Join(l.Root, unservedFile), b, 0o600)
+		err = continuity.AtomicWriteFile(path, b, 0o600)
 	}
-	l.notices.saved = err == nil
+	n.saved = err == nil
 	if err != nil {
-		l.Log.Error("the list of mounts that were not served could not be written; a restart may lose it", "error", err)
+		n.log.Error("the list of mounts that were not served could not be written; a restart may lose it", "file", path, "error", err)
 	}
-	l.endAbandoned()
+	n.endAbandoned()
 }
 
-func (l *Set) readUnserved() (list []Unserved, err error) {
-	b, err := os.ReadFile(filepath.Join(l.Root, unservedFile))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
+// allReplaced notes that Start has served or replaced all mounts.
+func (n *notices) allReplaced() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.replaced = true
+	n.endAbandoned()
+}
+
+// endAbandoned removes Abandon's note where that may be done. The caller holds n.mu.
+func (n *notices) endAbandoned() {
+	if !n.replaced || !n.saved {
+		return
 	}
-	if err != nil {
-		return nil, err
+	path := filepath.Join(n.root, abandonedFile)
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		n.log.Error("the note that mounts are not served could not be removed; the next start mounts every layer again", "file", path, "error", err)
 	}
-	if err := json.Unmarshal(b, &list); err != nil {
-		l.Log.Error("the list of mounts that were not served is damaged; a new one is begun", "error", err)
-		return nil, nil
-	}
-	return list, nil
 }
