@@ -38,7 +38,7 @@
 // containerd does not call Prepare again for a chain ID that it has. Where its old
 // file system is still mounted, reads of holes in it return EIO.
 //
-// # Why nothing in use is taken away
+// # Why nothing in use is removed
 //
 // Before a layer is evicted or removed, its uses are looked up again with the
 // lifecycle lock held. That is enough: a Prepare pins the layer under the same lock
