@@ -65,7 +65,7 @@ func (c *Config) Check() error {
 	p.between("fetch.concurrent", int64(c.Fetch.Concurrent), 1, 1024)
 	p.between("fetch.background", int64(c.Fetch.Background), 1, int64(c.Fetch.Concurrent))
 	p.between("fetch.max_bytes", int64(c.Fetch.MaxBytes), 64<<10, 256<<20)
-	p.between("settle.rate", int64(c.Settle.Rate), 0, 1<<50)
+	p.between("backfill.rate", int64(c.Backfill.Rate), 0, 1<<50)
 	p.between("cache.max_bytes", int64(c.Cache.MaxBytes), 0, 1<<50)
 	c.checkCachefiles(p)
 	p.between("index.span_size", int64(c.Index.SpanSize), 4096, 4<<20)
@@ -98,7 +98,7 @@ func (c *Config) checkTimes(p *problems) {
 	p.lasts("registry.max_backoff", c.Registry.MaxBackoff, time.Millisecond, time.Hour)
 	p.lasts("registry.stall", c.Registry.Stall, time.Second, time.Hour)
 	p.lasts("fetch.timeout", c.Fetch.Timeout, time.Second, day)
-	p.lasts("settle.quiet", c.Settle.Quiet, 0, day)
+	p.lasts("backfill.quiet", c.Backfill.Quiet, 0, day)
 	p.lasts("cache.every", c.Cache.Every, time.Second, day)
 	if c.Registry.Backoff.Duration > c.Registry.MaxBackoff.Duration {
 		p.add("registry.backoff", "%s is longer than registry.max_backoff, %s", c.Registry.Backoff, c.Registry.MaxBackoff)

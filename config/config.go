@@ -27,7 +27,7 @@ type Config struct {
 
 	Registry   Registry   `toml:"registry"`
 	Fetch      Fetch      `toml:"fetch"`
-	Settle     Settle     `toml:"settle"`
+	Backfill   Backfill   `toml:"backfill"`
 	Cache      Cache      `toml:"cache"`
 	FUSE       FUSE       `toml:"fuse"`
 	Cachefiles Cachefiles `toml:"cachefiles"`
@@ -53,8 +53,8 @@ type Fetch struct {
 	Timeout    Duration `toml:"timeout"`
 }
 
-// Settle is filling ahead.
-type Settle struct {
+// Backfill is filling layers to their end in the background.
+type Backfill struct {
 	Enabled bool     `toml:"enabled"`
 	Quiet   Duration `toml:"quiet"`
 	Rate    Size     `toml:"rate"`

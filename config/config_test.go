@@ -108,7 +108,7 @@ func TestLoad(t *testing.T) {
 
 func TestSizesAndDurations(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "config.toml")
-	text := "[fetch]\nmax_bytes = '64MiB'\ntimeout = '1m30s'\n[cache]\nmax_bytes = '10GB'\n[settle]\nrate = 1000000\n[index]\nspan_size = '128 KiB'\nstop_grain = '8192'\n"
+	text := "[fetch]\nmax_bytes = '64MiB'\ntimeout = '1m30s'\n[cache]\nmax_bytes = '10GB'\n[backfill]\nrate = 1000000\n[index]\nspan_size = '128 KiB'\nstop_grain = '8192'\n"
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +116,7 @@ func TestSizesAndDurations(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := []Size{c.Fetch.MaxBytes, c.Cache.MaxBytes, c.Settle.Rate, c.Index.SpanSize, c.Index.Grain}
+	got := []Size{c.Fetch.MaxBytes, c.Cache.MaxBytes, c.Backfill.Rate, c.Index.SpanSize, c.Index.Grain}
 	if want := []Size{64 << 20, 10e9, 1e6, 128 << 10, 8192}; !slices.Equal(got, want) {
 		t.Errorf("sizes %v, want %v", got, want)
 	}

@@ -29,7 +29,7 @@ func TestKillsUnderChurn(t *testing.T) {
 
 func killsUnderChurn(t *testing.T, transport string) {
 	n := newNode(t)
-	n.run("transport = \"" + transport + "\"\nsettle.enabled = false\n[cache]\nmax_bytes = \"5MiB\"\nevery = \"1s\"")
+	n.run("transport = \"" + transport + "\"\nbackfill.enabled = false\n[cache]\nmax_bytes = \"5MiB\"\nevery = \"1s\"")
 	program, base := n.program(), n.data("base", 4, 600<<10)
 	var images []churned
 	for _, name := range []string{"x", "y", "z"} {

@@ -44,8 +44,8 @@ func TestCompleteLayersNeedNoDaemon(t *testing.T) {
 			if err := e.AllowHTTP(p.link.Addr); err != nil {
 				t.Fatal(err)
 			}
-			config += "\nanchor = false\nsettle.quiet = \"0s\""
-			d, err := e.StartDaemon(config + "\nsettle.enabled = false")
+			config += "\nanchor = false\nbackfill.quiet = \"0s\""
+			d, err := e.StartDaemon(config + "\nbackfill.enabled = false")
 			if err != nil {
 				t.Fatal(err)
 			}

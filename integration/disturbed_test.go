@@ -18,7 +18,7 @@ import (
 func TestReadOnlyRoot(t *testing.T) {
 	n := newNode(t)
 	n.ownDisk("128M")
-	n.run("settle.enabled = false")
+	n.run("backfill.enabled = false")
 	there, missing := n.data("there", 2, 300<<10), n.data("missing", 2, 300<<10)
 	first, second := n.push("/test/there:1", true, n.program(), there), n.push("/test/missing:1", true, n.program(), missing)
 	n.pull(first)
@@ -63,7 +63,7 @@ func TestReadOnlyRoot(t *testing.T) {
 // again.
 func TestContainerdRestart(t *testing.T) {
 	n := newNode(t)
-	n.run("settle.enabled = false")
+	n.run("backfill.enabled = false")
 	data := n.data("again", 6, 300<<10)
 	ref := n.push("/test/again:1", true, n.program(), data)
 	n.pull(ref)

@@ -96,7 +96,7 @@ func replace(t *testing.T, path string, with func(string) error) {
 // layers were mounted: the keepers stay, and the next start serves.
 func TestFailedStartKeepsReadersWaiting(t *testing.T) {
 	n := newNode(t)
-	n.run("settle.enabled = false")
+	n.run("backfill.enabled = false")
 	data := n.data("waits", 4, 300<<10)
 	ref := n.push("/test/waits:1", true, n.program(), data)
 	n.pull(ref)
@@ -131,7 +131,7 @@ func TestFailedStartKeepsReadersWaiting(t *testing.T) {
 // daemon starts with layers that are not complete: it is ready before any is answered.
 func TestReadyWithoutRegistry(t *testing.T) {
 	n := newNode(t)
-	n.run("settle.enabled = false")
+	n.run("backfill.enabled = false")
 	layers := []string{n.program()}
 	for _, name := range strings.Split("abcdefghijklmnopqrst", "") {
 		layers = append(layers, n.data(name, 2, 200<<10))
@@ -158,7 +158,7 @@ func TestReadyWithoutRegistry(t *testing.T) {
 				case <-r.Context().Done():
 				}
 			})
-			n.config = "settle.enabled = true\nsettle.quiet = \"0s\""
+			n.config = "backfill.enabled = true\nbackfill.quiet = \"0s\""
 			n.restart()
 			n.ctr("snapshots", "--snapshotter", "lacuna", "usage")
 			if l := n.layers(); len(l.Layers) != len(layers) {

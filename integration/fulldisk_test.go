@@ -62,7 +62,7 @@ func TestFullDisk(t *testing.T) {
 func fullDisk(t *testing.T, transport string) {
 	n := newNode(t)
 	n.ownDisk("128M")
-	n.run("settle.enabled = false\ntransport = \"" + transport + "\"")
+	n.run("backfill.enabled = false\ntransport = \"" + transport + "\"")
 	data := n.data("full", 4, 2<<20)
 	program := n.program()
 	ref := n.push("/test/full:1", true, program, data)

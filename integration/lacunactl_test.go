@@ -13,7 +13,7 @@ import (
 // and without a daemon: each ends, and its message says what to do.
 func TestLacunactlWithoutDaemon(t *testing.T) {
 	n := newNode(t)
-	n.run("settle.enabled = false")
+	n.run("backfill.enabled = false")
 	ref := n.push("/test/ctl:1", true, n.program(), n.data("ctl", 2, 200<<10))
 	n.pull(ref)
 	n.ctr("run", "-d", "--snapshotter", "lacuna", ref, "ctl")
@@ -62,7 +62,7 @@ func TestLacunactlWithoutDaemon(t *testing.T) {
 // had no credentials: the layers are left to containerd, with the reason.
 func TestLayersThatCannotBeFetched(t *testing.T) {
 	n := newNode(t)
-	n.run("settle.enabled = false")
+	n.run("backfill.enabled = false")
 	data := n.data("refused", 2, 200<<10)
 	ref := n.push("/test/refused:1", true, n.program(), data)
 	layers := map[string]bool{}

@@ -109,7 +109,7 @@ func (p *parts) start(ctx context.Context) (err error) {
 
 func (p *parts) startDaemon() (err error) {
 	// Short waits, so that a dead registry is noticed within a test.
-	p.daemon, err = p.env.StartDaemon("fetch.timeout = \"20s\"\nsettle.enabled = false")
+	p.daemon, err = p.env.StartDaemon("fetch.timeout = \"20s\"\nbackfill.enabled = false")
 	return err
 }
 

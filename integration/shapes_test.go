@@ -15,7 +15,7 @@ import (
 // common base, of which one is removed.
 func TestImagesOfAllShapes(t *testing.T) {
 	n := newNode(t)
-	n.run("settle.enabled = false")
+	n.run("backfill.enabled = false")
 	program := n.program()
 
 	t.Run("an empty layer", func(t *testing.T) {
@@ -101,7 +101,7 @@ func (n *node) lazyLayers(want int) {
 func TestCtrCommands(t *testing.T) {
 	hostcheck.Tool(t, "tar")
 	n := newNode(t)
-	n.run("settle.enabled = false")
+	n.run("backfill.enabled = false")
 	data := n.data("one", 4, 300<<10)
 	ref := n.push("/test/ctr:1", true, n.program(), data)
 	n.pull(ref)

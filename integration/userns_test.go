@@ -196,7 +196,7 @@ func TestUserNamespaces(t *testing.T) {
 	if err := env.AllowHTTP(p.link.Addr); err != nil {
 		t.Fatal(err)
 	}
-	daemon, err := env.StartDaemon("transport = \"fuse\"\nsettle.enabled = false")
+	daemon, err := env.StartDaemon("transport = \"fuse\"\nbackfill.enabled = false")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,31 +8,33 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
+
+	"github.com/lacuna-snapshotter/lacuna/snapshot/dirs"
 )
 
 // Cleanup implements snapshots.Cleaner: it removes the directories of removed
 // snapshots, then the layers that no snapshot stands for.
 func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	err := s.discardStale(ctx)
-	return errors.Join(err, s.layers.removeUnused(ctx))
+	return errors.Join(err, s.layers.RemoveUnused(ctx))
 }
 
-// discardStale moves the directories of removed snapshots to the trash. A write
-// transaction keeps snapshots from coming up meanwhile.
+// discardStale moves the directories of removed snapshots to the trash. The write
+// transaction keeps new snapshots from being created meanwhile.
 func (s *Snapshotter) discardStale(ctx context.Context) error {
 	return s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
 		ids, err := storage.IDMap(ctx)
-		if err != nil && !errdefs.IsNotFound(err) { // there has never been a snapshot
+		if err != nil && !errdefs.IsNotFound(err) { // before the first snapshot
 			return err
 		}
-		entries, err := os.ReadDir(filepath.Join(s.root, snapshotsDir))
+		entries, err := os.ReadDir(filepath.Join(s.dirs.Root(), dirs.Snapshots))
 		if err != nil {
 			return err
 		}
 		var errs []error
 		for _, e := range entries {
-			if _, ok := ids[e.Name()]; !ok && e.Name() != mountsName {
-				errs = append(errs, s.layers.dirs.discard(s.dir(e.Name())))
+			if _, ok := ids[e.Name()]; !ok && e.Name() != dirs.MountsName {
+				errs = append(errs, s.dirs.Discard(s.dir(e.Name())))
 			}
 		}
 		return errors.Join(errs...)

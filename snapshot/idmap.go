@@ -11,16 +11,16 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Bounds that the kernel has for a user namespace's mapping. What passes here, the
-// kernel takes.
+// Limits of the kernel for a user namespace's mapping. It accepts every mapping that
+// passes here.
 const (
 	maxRanges  = 340       // UID_GID_MAP_MAX_EXTENTS, include/linux/user_namespace.h
 	maxMapping = 4096 - 2  // bytes: with a newline it must be less than a page (map_write, kernel/user_namespace.c)
-	noID       = 1<<32 - 1 // (uid_t)-1, which is nobody
+	noID       = 1<<32 - 1 // (uid_t)-1, the invalid ID
 )
 
-// mapping is the mapping of a user namespace, of a snapshot's labels: for user and
-// for group IDs, "container:host:size" with commas between
+// mapping is the mapping of a user namespace as a snapshot's labels have it: for user
+// IDs and for group IDs, "container:host:size", separated by commas
 // (containerd/internal/userns, IDMap.Marshal).
 type mapping struct {
 	uidLabel, gidLabel string
@@ -33,9 +33,9 @@ type ranges []idRange
 // ends are at most noID.
 type idRange struct{ container, host, size uint64 }
 
-// parseMapping reads the labels. It returns nil where there are none, or two empty
-// ones, which are the mapping of nothing. Labels that make no user namespace with a
-// root are errdefs.ErrInvalidArgument.
+// parseMapping reads the labels. It returns nil where they are missing or both empty:
+// nothing is mapped. Labels from which the kernel cannot make a user namespace that has
+// a root are errdefs.ErrInvalidArgument.
 func parseMapping(labels map[string]string) (*mapping, error) {
 	uid, gid := labels[snapshots.LabelSnapshotUIDMapping], labels[snapshots.LabelSnapshotGIDMapping]
 	if uid == "" && gid == "" {
@@ -62,12 +62,12 @@ func badLabel(name, value string, err error) error {
 
 func parseRanges(label string) (ranges, error) {
 	if label == "" {
-		// containerd mounts unmapped then (core/mount/mount_linux.go).
-		return nil, errors.New("empty or missing, beside a mapping of the other kind of ID")
+		// containerd would mount without a mapping (core/mount/mount_linux.go).
+		return nil, errors.New("empty or missing, although the other kind of ID has a mapping")
 	}
 	parts := strings.Count(label, ",") + 1
 	if len(label) > maxMapping || parts > maxRanges {
-		return nil, fmt.Errorf("%d ranges in %d bytes: the kernel takes %d in %d", parts, len(label), maxRanges, maxMapping)
+		return nil, fmt.Errorf("%d ranges in %d bytes: the kernel accepts at most %d in %d", parts, len(label), maxRanges, maxMapping)
 	}
 	list := make(ranges, 0, parts)
 	for part := range strings.SplitSeq(label, ",") {
@@ -116,29 +116,28 @@ func (list ranges) toHost(id uint64) (host uint64, ok bool) {
 	return 0, false
 }
 
-// root is the owner, on the host, of what root in the container owns.
+// root is the host's owner of the files of root in the container.
 func (m *mapping) root() (uid, gid int) {
 	u, _ := m.uids.toHost(0)
 	g, _ := m.gids.toHost(0)
 	return int(u), int(g)
 }
 
-// identity reports whether every ID that is mapped stays what it is.
+// identity reports whether every mapped ID is the same on the host.
 func (m *mapping) identity() bool {
 	moves := func(r idRange) bool { return r.container != r.host }
 	return !slices.ContainsFunc(m.uids, moves) && !slices.ContainsFunc(m.gids, moves)
 }
 
-// options are those by which containerd mounts lower directories mapped
+// options make containerd id-map an overlay's lower directories
 // (core/mount/mount_linux.go).
 func (m *mapping) options() []string {
 	return []string{"uidmap=" + m.uidLabel, "gidmap=" + m.gidLabel}
 }
 
-// mapped returns the options of a snapshot's mount by which its parents' files
-// belong to whom they belong to in the container. There are none where nothing is
-// mapped, where the files are mapped already, and without parents: the snapshot's
-// own directory has its owner on the host from the beginning.
+// mapped returns the options of a snapshot's mount that id-map its parents' files. There
+// are none where no ID changes, where the files have the owners of the host already, and
+// without parents: the snapshot's own directory is created with the owner of the host.
 func (c chain) mapped() ([]string, error) {
 	m, err := parseMapping(c[0].info.Labels)
 	parents := c[1:]
@@ -151,20 +150,21 @@ func (c chain) mapped() ([]string, error) {
 	return m.options(), nil
 }
 
-// isRemapped reports whether the files of a snapshot that is committed, and its
-// parents', have their owners on the host already. So it is where the configuration
-// of containerd's proxy plugin lacks the capability remap-ids: containerd's
-// client makes a parent and changes the owner of each file in it
-// (client/snapshotter_opts_unix.go, and container_opts_unix.go), of which the
-// labels of the container's snapshot do not tell. It prepares that parent under
-// its name with "-remap" behind, in containerd 1 and 2. Owners do not tell it: a
-// mapping may leave root as it is.
+// isRemapped reports whether the files of a snapshot that is being committed, and of its
+// parents, have the owners of the host already. This is so where the configuration of
+// containerd's proxy plugin lacks the capability remap-ids: containerd's client then
+// creates a parent and changes the owner of each file in it
+// (client/snapshotter_opts_unix.go and container_opts_unix.go). The labels of the
+// container's snapshot do not show this. The client prepares that parent under its name
+// with the suffix "-remap", in containerd 1 and 2. The owners do not show it either: a
+// mapping may leave root unchanged.
 func isRemapped(name, key string) bool {
 	return clientKey(key) == clientKey(name)+"-remap"
 }
 
-// clientKey is what a client calls a snapshot that containerd's metadata store
-// calls namespace/number/key (core/metadata/snapshot.go, createKey).
+// clientKey is the key that a client has given to a snapshot, which containerd's
+// metadata store passes on as namespace/number/key (core/metadata/snapshot.go,
+// createKey).
 func clientKey(s string) string {
 	if parts := strings.SplitN(s, "/", 3); len(parts) == 3 {
 		return parts[2]

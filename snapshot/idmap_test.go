@@ -1,4 +1,4 @@
-package snapshot
+package snapshot_test
 
 import (
 	"archive/tar"
@@ -13,160 +13,24 @@ import (
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry/registrytest"
-	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
+	"github.com/lacuna-snapshotter/lacuna/snapshot/snapshottest"
 )
 
-func mappingLabels(uid, gid string) snapshots.Opt {
-	return snapshots.WithLabels(map[string]string{
-		snapshots.LabelSnapshotUIDMapping: uid, snapshots.LabelSnapshotGIDMapping: gid,
-	})
-}
-
-// manyRanges maps n single IDs, from 0.
-func manyRanges(n, host int) string {
-	parts := make([]string, n)
-	for i := range parts {
-		parts[i] = fmt.Sprintf("%d:%d:1", i, host+i)
-	}
-	return strings.Join(parts, ",")
-}
-
-var mappingTests = []struct {
-	label string
-	good  bool
-}{
-	{"0:100000:65536", true},
-	{"0:0:4294967295", true}, // the first user namespace's own
-	{"0:0:1,1:100000:65535", true},
-	{"1:100000:65535,0:0:1", true},
-	{"0:1000:65536", true},     // IDs of the container that are IDs on the host of others
-	{"0:1:1,1:0:1", true},      // two that change places
-	{"0:4294967294:1", true},   // the last ID
-	{manyRanges(340, 0), true}, // as many as the kernel takes
-	{manyRanges(341, 0), false},
-	{manyRanges(340, 100000), false}, // more bytes than it takes
-	{"0:0:99999999999999", false},
-	{"99999999999999:0:1", false},
-	{"0:0:4294967296", false},
-	{"0:1:4294967295", false},
-	{"0:4294967295:1", false},
-	{"0:100000:0", false},
-	{"1:100000:65536", false}, // no root
-	{"0:100000:10,5:200000:10", false},
-	{"0:100000:10,10:100009:10", false},
-	{"0:100000:10,0:100000:10", false},
-	{"-1:-1:-2", false},
-	{"0:-5:10", false},
-	{"0:100000", false},
-	{"0:100000:65536:", false},
-	{"0:100000:65536,", false},
-	{",0:100000:65536", false},
-	{" 0:100000:65536", false},
-	{"0:100000:65536,uidmap=0", false},
-	{"0:100000:0x10", false},
-	{"0:100000:65536\n", false},
-	{":", false},
-	{strings.Repeat("0:0:1,", 100000), false},
-}
-
-// TestMappingLabels compares what is refused with what the kernel refuses.
-func TestMappingLabels(t *testing.T) {
-	hostcheck.Root(t)
-	const other = "0:100000:65536"
-	for _, tc := range mappingTests {
-		for _, both := range [][2]string{{tc.label, other}, {other, tc.label}} {
-			m, err := parseMapping(map[string]string{
-				snapshots.LabelSnapshotUIDMapping: both[0], snapshots.LabelSnapshotGIDMapping: both[1],
-			})
-			if (err == nil) != tc.good || err != nil && !errdefs.IsInvalidArgument(err) {
-				t.Errorf("%.60q: %v", both, err)
-			}
-			if err != nil && len(err.Error()) > 500 {
-				t.Errorf("the error for %.60q has %d bytes", both, len(err.Error()))
-			}
-			if m == nil || !tc.good {
-				continue
-			}
-			ns, err := mount.GetUsernsFD(m.uidLabel, m.gidLabel)
-			if err != nil {
-				t.Errorf("the kernel refuses %.60q: %v", both, err)
-				continue
-			}
-			ns.Close()
-		}
-	}
-	for _, labels := range []map[string]string{
-		{snapshots.LabelSnapshotUIDMapping: other},
-		{snapshots.LabelSnapshotGIDMapping: other},
-		{snapshots.LabelSnapshotUIDMapping: other, snapshots.LabelSnapshotGIDMapping: ""},
-	} {
-		if _, err := parseMapping(labels); !errdefs.IsInvalidArgument(err) {
-			t.Errorf("%v: %v", labels, err)
-		}
-	}
-	for _, labels := range []map[string]string{
-		nil,
-		{snapshots.LabelSnapshotUIDMapping: "", snapshots.LabelSnapshotGIDMapping: ""},
-	} {
-		if m, err := parseMapping(labels); m != nil || err != nil {
-			t.Errorf("%v: %v %v", labels, m, err)
-		}
-	}
-}
-
-// TestBadMapping looks for what is left of snapshots that are refused.
-func TestBadMapping(t *testing.T) {
-	needFanotify(t)
-	root := t.TempDir()
-	n := startForTest(t, root)
-	t.Cleanup(func() { stopForTest(t, n) })
-	ctx := t.Context()
-	for i, tc := range mappingTests {
-		if tc.good {
-			continue
-		}
-		key := fmt.Sprint("key", i)
-		if _, err := n.Prepare(ctx, key, "", mappingLabels(tc.label, "0:1:1")); !errdefs.IsInvalidArgument(err) {
-			t.Errorf("Prepare with %.60q: %v", tc.label, err)
-		}
-		if _, err := n.View(ctx, key, "", mappingLabels("0:1:1", tc.label)); !errdefs.IsInvalidArgument(err) {
-			t.Errorf("View with %.60q: %v", tc.label, err)
-		}
-		if _, err := n.Stat(ctx, key); !errdefs.IsNotFound(err) {
-			t.Errorf("%.60q left a snapshot: %v", tc.label, err)
-		}
-	}
-	for _, dir := range []string{newDir, snapshotsDir} {
-		err := filepath.WalkDir(filepath.Join(root, dir), func(path string, d fs.DirEntry, err error) error {
-			if err == nil && d.Name() == "fs" {
-				t.Errorf("%s is left", path)
-			}
-			return err
-		})
-		if err != nil {
-			t.Error(err)
-		}
-	}
-}
-
-func stopForTest(t *testing.T, n *node) {
-	if err := n.tearDown(); err != nil {
+func stopForTest(t *testing.T, n *snapshottest.Node) {
+	if err := n.TearDown(); err != nil {
 		t.Error(err)
 	}
 }
 
-// ownedImage has two layers of files with many owners, and one with a file more
-// that no index is made for.
-func ownedImage(t *testing.T, n *node) *image {
+// ownedImage has two layers of files with many owners.
+func ownedImage(t *testing.T, n *snapshottest.Node) *snapshottest.Image {
 	t.Helper()
-	img := &image{reg: registrytest.New(t)}
+	img := &snapshottest.Image{Reg: registrytest.New(t)}
 	for _, files := range [][]tar.Header{
 		{
 			{Typeflag: tar.TypeDir, Name: "dir/", Mode: 0o755, Uid: 1000, Gid: 2000},
@@ -190,17 +54,17 @@ func ownedImage(t *testing.T, n *node) *image {
 		if err := w.Close(); err != nil {
 			t.Fatal(err)
 		}
-		img.tars = append(img.tars, b.Bytes())
-		img.layers = append(img.layers, layertest.Gzip(t, b.Bytes()))
-		img.reg.AddBlob(img.layers[len(img.layers)-1])
-		img.index(t, n, len(img.layers)-1)
+		img.Tars = append(img.Tars, b.Bytes())
+		img.Layers = append(img.Layers, layertest.Gzip(t, b.Bytes()))
+		img.Reg.AddBlob(img.Layers[len(img.Layers)-1])
+		img.Index(t, n, len(img.Layers)-1)
 	}
 	return img
 }
 
 // unpackOn makes an ordinary committed snapshot with a file, as containerd's unpack
 // does.
-func unpackOn(t *testing.T, ctx context.Context, n *node, name, parent, file string, uid, gid int) {
+func unpackOn(t *testing.T, ctx context.Context, n *snapshottest.Node, name, parent, file string, uid, gid int) {
 	t.Helper()
 	mounts, err := n.Prepare(ctx, "unpack-"+name, parent)
 	if err != nil {
@@ -267,7 +131,8 @@ const (
 	deep   = 20 // unpacked layers
 )
 
-// usernsMappings move all IDs by so much.
+// usernsMappings are mappings of user namespaces. host is the host's ID for an ID of the
+// container.
 var usernsMappings = []struct {
 	name, label string
 	host        func(id int) int
@@ -289,7 +154,7 @@ var usernsMappings = []struct {
 	}},
 }
 
-// chains are what a container's snapshot may have below it.
+// chains are the kinds of parents that a container's snapshot may have.
 var chains = []struct {
 	name, parent string
 	files        []ownedFile
@@ -320,9 +185,9 @@ func deepFiles() (list []ownedFile) {
 }
 
 // prepareChains makes them on a node.
-func prepareChains(t *testing.T, ctx context.Context, n *node) {
+func prepareChains(t *testing.T, ctx context.Context, n *snapshottest.Node) {
 	t.Helper()
-	prepareAll(t, ctx, n, ownedImage(t, n))
+	snapshottest.PrepareAll(t, ctx, n, ownedImage(t, n))
 	unpackOn(t, ctx, n, "mix", "chain1", "unpacked", 33, 44)
 	unpackOn(t, ctx, n, "base", "", "base", 7, 8)
 	parent := "base"
@@ -350,14 +215,14 @@ func checkOwners(t *testing.T, mounts []mount.Mount, files []ownedFile, host fun
 
 // TestMappedOwners mounts snapshots of each kind in each mapping.
 func TestMappedOwners(t *testing.T) {
-	needFanotify(t)
+	snapshottest.NeedFanotify(t)
 	ctx := namespaces.WithNamespace(t.Context(), "test")
 	root := t.TempDir()
-	n := startForTest(t, root)
+	n := snapshottest.New(t, root)
 	t.Cleanup(func() { stopForTest(t, n) })
 	prepareChains(t, ctx, n)
-	// containerd maps whole trees of mounts, and not every file system can be
-	// mapped: FUSE, below the root with the transport of that name, cannot.
+	// containerd id-maps whole trees of mounts, and not every file system allows it:
+	// the mount of the transport fuse, below the root, does not.
 	unmappable := filepath.Join(root, "fuse")
 	if err := os.Mkdir(unmappable, 0o700); err != nil {
 		t.Fatal(err)
@@ -410,13 +275,13 @@ func TestMappedOwners(t *testing.T) {
 	}
 }
 
-// TestRemappedParent does what containerd's client does where the proxy plugin has
-// not the capability remap-ids: a parent in which each file has its owner on the
+// TestRemappedParent does what containerd's client does where the proxy plugin lacks the
+// capability remap-ids: it creates a parent in which each file has the owner of the
 // host, and on that the container's snapshot with the labels.
 func TestRemappedParent(t *testing.T) {
-	needFanotify(t)
+	snapshottest.NeedFanotify(t)
 	ctx := namespaces.WithNamespace(t.Context(), "test")
-	n := startForTest(t, t.TempDir())
+	n := snapshottest.New(t, t.TempDir())
 	t.Cleanup(func() { stopForTest(t, n) })
 	prepareChains(t, ctx, n)
 	for _, c := range chains {
@@ -425,7 +290,7 @@ func TestRemappedParent(t *testing.T) {
 		}
 		for i, m := range usernsMappings {
 			t.Run(c.name+"/"+m.name, func(t *testing.T) {
-				// The names are of containerd's metadata store.
+				// Keys as containerd's metadata store passes them on.
 				key := fmt.Sprintf("default/%d/sha256:%s-%d", i, c.parent, i)
 				name := fmt.Sprintf("default/%d/sha256:%s-%d", i+1, c.parent, i)
 				mounts, err := n.Prepare(ctx, key+"-remap", c.parent)
@@ -476,12 +341,12 @@ func chownAll(t *testing.T, dir string, host func(int) int) {
 // TestViewFlags mounts a view of one layer, which is a bind of our own mount. That
 // ignores set-user-ID bits and device nodes, and the view must not.
 func TestViewFlags(t *testing.T) {
-	needFanotify(t)
+	snapshottest.NeedFanotify(t)
 	ctx := namespaces.WithNamespace(t.Context(), "test")
-	n := startForTest(t, t.TempDir())
+	n := snapshottest.New(t, t.TempDir())
 	t.Cleanup(func() { stopForTest(t, n) })
 	img := ownedImage(t, n)
-	prepareAll(t, ctx, n, img)
+	snapshottest.PrepareAll(t, ctx, n, img)
 	flags := func(path string) int64 {
 		var st unix.Statfs_t
 		if err := unix.Statfs(path, &st); err != nil {
@@ -489,7 +354,7 @@ func TestViewFlags(t *testing.T) {
 		}
 		return st.Flags & (unix.ST_NOSUID | unix.ST_NODEV | unix.ST_NOEXEC | unix.ST_RDONLY)
 	}
-	if got := flags(n.mountpoint(t, img.layers[0])); got != unix.ST_NOSUID|unix.ST_NODEV|unix.ST_RDONLY {
+	if got := flags(n.Mountpoint(t, img.Layers[0])); got != unix.ST_NOSUID|unix.ST_NODEV|unix.ST_RDONLY {
 		t.Errorf("the layer's mountpoint has flags %#x", got)
 	}
 	for _, label := range []string{"", "0:100000:65536"} {

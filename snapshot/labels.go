@@ -7,66 +7,56 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/snapshotters"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/lacuna-snapshotter/lacuna/snapshot/layer"
 )
 
 // Labels of a lazy snapshot: the layer that it stands for, and where it came from,
-// so that the layer can be made again. They are ours alone: what a client passes
-// under these names is dropped. containerd gives a snapshotter those annotations of
-// an image's layers that begin with containerd.io/snapshot/, so ours do not.
+// so that the layer can be rebuilt. Only the snapshotter sets them: what a client passes
+// under these names is dropped. containerd passes the annotations of an image's layers
+// that begin with containerd.io/snapshot/ on to the snapshotter, so ours do not begin
+// so.
 const (
 	labelLayer    = "lacuna/layer"
 	labelImage    = "lacuna/image"
 	labelManifest = "lacuna/manifest"
 )
 
-// labelRemapped is on an ordinary committed snapshot whose files have their owners
-// on the host: see isRemapped. It is ours like those above.
+// labelRemapped marks an ordinary committed snapshot whose files have the owners of
+// the host: see isRemapped. Only the snapshotter sets it, too.
 const labelRemapped = "lacuna/remapped"
-
-// Target is a layer as an image pull names it.
-type Target struct {
-	Ref      string        // image reference
-	Manifest digest.Digest // of the image; may be empty
-	Layer    digest.Digest
-	Above    []digest.Digest // the image's layers from this one up, as far as the label held them
-}
 
 // extraction is a Prepare for a layer.
 type extraction struct {
-	Target
+	layer.Target
 	name string // the wanted chain ID
 }
 
-// parseExtraction reads the labels of a Prepare. ok is false where they do not
-// name a layer: then it is an ordinary Prepare.
+// parseExtraction reads the labels of a Prepare. ok is false where they do not name a
+// layer: it is an ordinary Prepare then.
 func parseExtraction(labels map[string]string) (want extraction, ok bool) {
 	want.name = labels[snapshots.LabelSnapshotRef]
 	want.Ref = labels[snapshotters.TargetRefLabel]
 	want.Layer = digest.Digest(labels[snapshotters.TargetLayerDigestLabel])
-	if want.name == "" || !isSHA256(want.Layer) {
+	if want.name == "" || !layer.Indexable(want.Layer) {
 		return want, false
 	}
 	if d := digest.Digest(labels[snapshotters.TargetManifestDigestLabel]); d.Validate() == nil {
 		want.Manifest = d
 	}
 	for d := range strings.SplitSeq(labels[snapshotters.TargetImageLayersLabel], ",") {
-		if d := digest.Digest(d); isSHA256(d) {
+		if d := digest.Digest(d); layer.Indexable(d) {
 			want.Above = append(want.Above, d)
 		}
 	}
 	return want, true
 }
 
-// isSHA256 holds for the digests that layers are indexed by.
-func isSHA256(d digest.Digest) bool {
-	return d.Validate() == nil && d.Algorithm() == digest.SHA256
-}
-
 // lazyTarget reads the labels of a committed snapshot. ok is false for an ordinary
-// one.
-func lazyTarget(labels map[string]string) (t Target, ok bool) {
-	t = Target{Ref: labels[labelImage], Manifest: digest.Digest(labels[labelManifest]), Layer: digest.Digest(labels[labelLayer])}
-	return t, isSHA256(t.Layer)
+// snapshot.
+func lazyTarget(labels map[string]string) (t layer.Target, ok bool) {
+	t = layer.Target{Ref: labels[labelImage], Manifest: digest.Digest(labels[labelManifest]), Layer: digest.Digest(labels[labelLayer])}
+	return t, layer.Indexable(t.Layer)
 }
 
 // ordinary is the last option of a snapshot that is not lazy.
@@ -75,8 +65,7 @@ func ordinary(info *snapshots.Info) error {
 	return nil
 }
 
-// remapped is the last option of a snapshot whose files have their owners on the
-// host.
+// remapped is the last option of a snapshot whose files have the owners of the host.
 func remapped(info *snapshots.Info) error {
 	info.Labels = without(info.Labels)
 	info.Labels[labelRemapped] = "true"
@@ -84,7 +73,7 @@ func remapped(info *snapshots.Info) error {
 }
 
 // lazy is the last option of a snapshot that stands for a layer.
-func lazy(t Target) snapshots.Opt {
+func lazy(t layer.Target) snapshots.Opt {
 	return func(info *snapshots.Info) error {
 		info.Labels = without(info.Labels)
 		info.Labels[labelLayer], info.Labels[labelImage], info.Labels[labelManifest] = t.Layer.String(), t.Ref, t.Manifest.String()
@@ -92,7 +81,7 @@ func lazy(t Target) snapshots.Opt {
 	}
 }
 
-// without copies labels without ours.
+// without copies labels, but for our own.
 func without(labels map[string]string) map[string]string {
 	copied := maps.Clone(labels)
 	if copied == nil {

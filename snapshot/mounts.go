@@ -54,7 +54,7 @@ func (s *Snapshotter) lower(ctx context.Context, of link) (string, error) {
 	if !lazy {
 		return s.upper(of.id), nil
 	}
-	path, err := s.layers.mountpoint(ctx, t)
+	path, err := s.layers.Mountpoint(ctx, t)
 	if err != nil {
 		return "", fmt.Errorf("layer %s of %s: %w: %w", t.Layer, t.Ref, err, errdefs.ErrUnavailable)
 	}
@@ -85,9 +85,9 @@ func (s *Snapshotter) mounts(ctx context.Context, c chain) ([]mount.Mount, error
 	case !active && len(lowers) == 1 && len(options) == 0:
 		return bind(lowers[0], "ro"), nil
 	case !active && len(lowers) == 1:
-		// containerd does not map a bind mount that is read-only
-		// (core/mount/mount_linux.go, 2.4.2), and an overlay needs two directories:
-		// the view's own is empty.
+		// containerd does not id-map a read-only bind mount
+		// (core/mount/mount_linux.go, 2.4.2), and an overlay without an upper
+		// directory needs two lower ones: the view's own is empty.
 		lowers = append(lowers, s.upper(top.id))
 	}
 	if active {

@@ -26,12 +26,12 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 	if want, ok := parseExtraction(info.Labels); ok {
 		err := s.prepareLazy(ctx, want, key, parent, opts)
 		if err == nil {
-			return nil, fmt.Errorf("layer %s is prepared as %s: %w", want.Layer, want.name, errdefs.ErrAlreadyExists)
+			return nil, fmt.Errorf("layer %s is ready as snapshot %s: %w", want.Layer, want.name, errdefs.ErrAlreadyExists)
 		}
 		if ctx.Err() != nil {
 			return nil, err
 		}
-		s.layers.fallbacks.add(want.Target, err)
+		s.layers.LeftToContainerd(want.Target, err)
 	}
 	return s.create(ctx, snapshots.KindActive, key, parent, opts)
 }
@@ -41,17 +41,17 @@ func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snap
 	return s.create(ctx, snapshots.KindView, key, parent, opts)
 }
 
-// prepareLazy mounts the layer and commits the snapshot that containerd wants
-// to see: one with the wanted chain ID as its label and with the wanted parent. Its
-// name is free; it is the chain ID, except where another parent has a snapshot of
-// that, as when a namespace of containerd has unpacked the layers below by itself.
+// prepareLazy mounts the layer and commits the snapshot that containerd looks for: one
+// with the wanted chain ID in its label and with the wanted parent. Its name may be any;
+// it is the chain ID, except where a snapshot of that name has another parent, as when
+// another namespace of containerd has unpacked the layers below.
 func (s *Snapshotter) prepareLazy(ctx context.Context, want extraction, key, parent string, opts []snapshots.Opt) error {
 	release, err := s.layers.Ensure(ctx, want.Target)
 	if err != nil {
 		return err
 	}
 	defer release()
-	usage, err := s.layers.usage(want.Layer)
+	usage, err := s.layers.Usage(want.Layer)
 	if err != nil {
 		return err
 	}
@@ -63,7 +63,7 @@ func (s *Snapshotter) prepareLazy(ctx context.Context, want extraction, key, par
 			switch {
 			case err == nil:
 				if there.Kind == snapshots.KindCommitted && there.Parent == parent && there.Labels[snapshots.LabelSnapshotRef] == want.name {
-					return nil // of an earlier or a concurrent pull
+					return nil // by an earlier or a concurrent pull
 				}
 			case !errdefs.IsNotFound(err):
 				return err
@@ -72,7 +72,7 @@ func (s *Snapshotter) prepareLazy(ctx context.Context, want extraction, key, par
 			}
 		}
 		if free == "" {
-			return fmt.Errorf("snapshots for %s are there with other parents than %q: %w", want.name, parent, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("both names for a snapshot of chain %s on parent %q belong to snapshots with other parents: %w", want.name, parent, errdefs.ErrFailedPrecondition)
 		}
 		if _, err := storage.CreateSnapshot(ctx, snapshots.KindActive, key, parent, opts...); err != nil {
 			return err
@@ -89,7 +89,7 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 	if err != nil {
 		return nil, err
 	}
-	temp, done, err := s.layers.dirs.temp()
+	temp, done, err := s.dirs.Temp()
 	if err != nil {
 		return nil, err
 	}
@@ -106,8 +106,9 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 		if c, err = readChain(ctx, key); err != nil {
 			return err
 		}
-		// A transaction that failed has left its directory, and its ID comes again.
-		return s.layers.dirs.install(temp, s.dir(created.ID))
+		// A transaction that failed may have left a directory with this ID, which is
+		// given again: Install replaces it.
+		return s.dirs.Install(temp, s.dir(created.ID))
 	})
 	if err != nil {
 		return nil, err
@@ -139,8 +140,8 @@ func makeUpper(dir string, kind snapshots.Kind, uid, gid int) error {
 	return os.Lchown(filepath.Join(dir, "fs"), uid, gid)
 }
 
-// rootOwner is who must own a new snapshot's root directory: the container's root
-// where the snapshot has a mapping, else the owner of the parent's.
+// rootOwner is the owner of a new snapshot's root directory: the container's root where
+// the snapshot has a mapping, else the owner of the parent's root directory.
 func (s *Snapshotter) rootOwner(ctx context.Context, parent string, opts []snapshots.Opt) (uid, gid int, err error) {
 	var info snapshots.Info
 	for _, opt := range opts {
@@ -166,13 +167,13 @@ func (s *Snapshotter) rootOwner(ctx context.Context, parent string, opts []snaps
 		return err
 	})
 	if errdefs.IsNotFound(err) {
-		return 0, 0, nil // CreateSnapshot says so
+		return 0, 0, nil // CreateSnapshot fails with this error
 	}
 	if err != nil {
 		return 0, 0, err
 	}
 	if of.info.Kind != snapshots.KindCommitted {
-		return 0, 0, nil // as above
+		return 0, 0, nil // CreateSnapshot fails
 	}
 	dir, err := s.lower(ctx, of)
 	if err != nil {
@@ -181,7 +182,7 @@ func (s *Snapshotter) rootOwner(ctx context.Context, parent string, opts []snaps
 	return owner(dir)
 }
 
-// owner returns who owns a directory.
+// owner returns the owner of a directory.
 func owner(path string) (uid, gid int, err error) {
 	info, err := os.Stat(path)
 	if err != nil {

@@ -4,23 +4,22 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"path/filepath"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/continuity/fs"
+
+	"github.com/lacuna-snapshotter/lacuna/snapshot/dirs"
+	"github.com/lacuna-snapshotter/lacuna/snapshot/layer"
 )
 
 // Snapshotter implements containerd's snapshots.Snapshotter and Cleaner.
 type Snapshotter struct {
-	root   string
 	ms     *storage.MetaStore
-	layers *Layers
-	log    *slog.Logger
-
-	notices notices
+	layers *layer.Set
+	dirs   *dirs.Dirs
 
 	closing sync.Once
 	closed  error
@@ -31,25 +30,22 @@ var (
 	_ snapshots.Cleaner     = (*Snapshotter)(nil)
 )
 
-// New opens the snapshotter's directory and brings back the layers of an
-// earlier run. It owns layers, which it closes.
-func New(ctx context.Context, root string, layers *Layers, log *slog.Logger) (*Snapshotter, error) {
-	ms, err := storage.NewMetaStore(filepath.Join(root, "metadata.db"))
+// New opens the metadata below the layers' root and starts the layers. From then on
+// they belong to the Snapshotter, and Close closes them.
+func New(ctx context.Context, layers *layer.Set) (*Snapshotter, error) {
+	d := layers.Dirs()
+	ms, err := storage.NewMetaStore(filepath.Join(d.Root(), "metadata.db"))
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", filepath.Join(root, "metadata.db"), err)
+		return nil, fmt.Errorf("open %s: %w", filepath.Join(d.Root(), "metadata.db"), err)
 	}
-	s := &Snapshotter{root: root, ms: ms, layers: layers, log: log}
-	s.loadUnserved()
-	layers.uses, layers.unserved = s.uses, s.noteUnserved
-	if err := layers.Restore(ctx); err != nil {
+	s := &Snapshotter{ms: ms, layers: layers, dirs: d}
+	if err := layers.Start(ctx, s.uses); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	s.restored()
-	layers.background()
 	return s, nil
 }
 
-func (s *Snapshotter) dir(id string) string { return filepath.Join(s.root, snapshotsDir, id) }
+func (s *Snapshotter) dir(id string) string { return filepath.Join(s.dirs.Root(), dirs.Snapshots, id) }
 
 func (s *Snapshotter) upper(id string) string { return filepath.Join(s.dir(id), "fs") }
 
@@ -90,8 +86,8 @@ func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters .
 	})
 }
 
-// Usage implements snapshots.Snapshotter. Of a lazy snapshot it is what the
-// layer has allocated on disk by now.
+// Usage implements snapshots.Snapshotter. For a lazy snapshot it is what the layer has
+// allocated on disk so far.
 func (s *Snapshotter) Usage(ctx context.Context, key string) (usage snapshots.Usage, err error) {
 	var id string
 	var info snapshots.Info
@@ -103,7 +99,7 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (usage snapshots.Us
 		return snapshots.Usage{}, err
 	}
 	if t, ok := lazyTarget(info.Labels); ok {
-		return s.layers.usage(t.Layer)
+		return s.layers.Usage(t.Layer)
 	}
 	if info.Kind == snapshots.KindActive {
 		du, err := fs.DiskUsage(ctx, s.upper(id))
@@ -112,8 +108,8 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (usage snapshots.Us
 	return usage, nil
 }
 
-// Commit implements snapshots.Snapshotter. The directory is measured before the
-// transaction, which containerd has others wait for.
+// Commit implements snapshots.Snapshotter. The directory is measured before the write
+// transaction, since all other writers wait for that.
 func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
 	var id string
 	err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {

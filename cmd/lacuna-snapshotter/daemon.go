@@ -28,6 +28,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/lock"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/socket"
 	"github.com/lacuna-snapshotter/lacuna/snapshot"
+	"github.com/lacuna-snapshotter/lacuna/snapshot/layer"
 )
 
 // keeperCount is how many keepers there are: when the daemon and one of them are killed
@@ -84,17 +85,17 @@ func run(ctx context.Context, c *config.Config) error {
 	if err := anchor(c, holders, sockets, opened); err != nil {
 		log.Warn("no anchor: if the daemon and all keepers are killed at once, readers do not wait for the next daemon", "transport", transport.Name(), "reason", err)
 	}
-	layers, err := snapshot.OpenLayers(snapshot.LayersConfig{
+	layers, err := layer.Open(layer.Config{
 		Root: c.Root, Client: client, Store: store, Engine: engine,
 		Transport: transport, Adopted: opened.Adopted,
-		Settle: snapshot.Settle{Enabled: c.Settle.Enabled, Quiet: c.Settle.Quiet.Duration, Rate: int64(c.Settle.Rate)},
-		Cache:  snapshot.Cache{MaxBytes: int64(c.Cache.MaxBytes), Every: c.Cache.Every.Duration},
-		Log:    log,
+		Backfill: layer.Backfill{Enabled: c.Backfill.Enabled, Quiet: c.Backfill.Quiet.Duration, Rate: int64(c.Backfill.Rate)},
+		Cache:    layer.Cache{MaxBytes: int64(c.Cache.MaxBytes), Every: c.Cache.Every.Duration},
+		Log:      log,
 	})
 	if err != nil {
 		return errors.Join(err, end(holders, sockets, opened.Adopted || transport.Needed()), transport.Close())
 	}
-	snapshotter, err := snapshot.New(ctx, c.Root, layers, log)
+	snapshotter, err := snapshot.New(ctx, layers)
 	if err != nil {
 		if ctx.Err() != nil {
 			log.Info("stopped while starting; mounts stay")
@@ -105,7 +106,7 @@ func run(ctx context.Context, c *config.Config) error {
 	transport.Recover() // requests that a dead daemon has left are answered meanwhile
 	log.Info("ready to serve", "version", version.String(), "root", c.Root, "transport", transport.Name())
 	err = serve(ctx, c, log, sockets, snapshotter, &status{
-		started: time.Now(), root: c.Root, transport: transport, passedOver: opened.PassedOver, holders: holders, layers: layers, snapshotter: snapshotter, engine: engine, client: client,
+		started: time.Now(), root: c.Root, transport: transport, passedOver: opened.PassedOver, holders: holders, layers: layers, engine: engine, client: client,
 		cacheLimit: int64(c.Cache.MaxBytes),
 	})
 	log.Info("stopping; mounts stay")

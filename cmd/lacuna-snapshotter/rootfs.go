@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/snapshot/layer"
 )
 
 // fileSystems are names for what statfs(2) calls by number.
@@ -35,21 +37,16 @@ func diskOf(dir string) (disk, error) {
 	return disk{kind, int64(st.Blocks) * st.Bsize, int64(st.Bavail) * st.Bsize}, nil
 }
 
-const (
-	// fullBelow is so little room that reads of holes fail, in bytes.
-	fullBelow = 16 << 20
-	// shortBelow is how much must be free for layers to be backfilled, in percent,
-	// as package snapshot has it.
-	shortBelow = 5
-)
+// fullBelow is so little room that reads of holes fail, in bytes.
+const fullBelow = 16 << 20
 
 // problem says what want of room means, or nothing.
 func (d disk) problem() string {
 	switch {
 	case d.free < fullBelow:
 		return "the disk of the root is full: what is not there yet cannot be read, containers get EIO"
-	case d.free*100 < d.size*shortBelow:
-		return fmt.Sprintf("less than %d %% of the root's disk is free: layers are not backfilled", shortBelow)
+	case d.free*100 < d.size*layer.LeastFree:
+		return fmt.Sprintf("less than %d %% of the root's disk is free: backfill pauses", layer.LeastFree)
 	}
 	return ""
 }

@@ -58,7 +58,7 @@ func TestLittleRoomIsAProblem(t *testing.T) {
 		want string
 	}{
 		{disk{size: 100 << 30, free: 50 << 30}, ""},
-		{disk{size: 100 << 30, free: 4 << 30}, "not backfilled"},
+		{disk{size: 100 << 30, free: 4 << 30}, "backfill pauses"},
 		{disk{size: 100 << 30}, "EIO"},
 	} {
 		if got := tc.d.problem(); !strings.Contains(got, tc.want) || tc.want == "" && got != "" {

@@ -17,21 +17,20 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/internal/version"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/hold"
-	"github.com/lacuna-snapshotter/lacuna/snapshot"
+	"github.com/lacuna-snapshotter/lacuna/snapshot/layer"
 )
 
 // status answers lacunactl and metrics collectors.
 type status struct {
-	started     time.Time
-	root        string
-	transport   ondemand.Transport
-	passedOver  []error // transports, with reasons
-	holders     *hold.Holders
-	layers      *snapshot.Layers
-	snapshotter *snapshot.Snapshotter
-	engine      *ondemand.Engine
-	client      *registry.Client
-	cacheLimit  int64
+	started    time.Time
+	root       string
+	transport  ondemand.Transport
+	passedOver []error // transports, with reasons
+	holders    *hold.Holders
+	layers     *layer.Set
+	engine     *ondemand.Engine
+	client     *registry.Client
+	cacheLimit int64
 }
 
 // registryService is the name under which gRPC health tells whether registries
@@ -70,7 +69,7 @@ func (s *status) handler() http.Handler {
 	mux.HandleFunc("GET /v1/layers", func(w http.ResponseWriter, _ *http.Request) {
 		layers, fallbacks := s.layers.Status()
 		if fallbacks == nil {
-			fallbacks = []snapshot.Fallback{}
+			fallbacks = []layer.Fallback{}
 		}
 		reply(w, statusapi.Layers{Layers: layers, Fallbacks: fallbacks})
 	})
@@ -94,13 +93,13 @@ func (s *status) status() statusapi.Status {
 	layers, fallbacks := s.layers.Status()
 	for _, l := range layers {
 		switch l.State {
-		case snapshot.Complete:
+		case layer.Complete:
 			st.Complete++
-		case snapshot.Quarantined:
+		case layer.Quarantined:
 			st.Quarantined++
-		case snapshot.Evicted:
+		case layer.Evicted:
 			st.Evicted++
-		case snapshot.Leaving:
+		case layer.Leaving:
 			st.Leaving++
 		default:
 			st.Filling++
@@ -111,11 +110,11 @@ func (s *status) status() statusapi.Status {
 		st.Allocated += l.Allocated
 	}
 	var err error
-	if st.Unserved, err = s.snapshotter.Unserved(context.Background()); err != nil {
+	if st.Unserved, err = s.layers.Unserved(context.Background()); err != nil {
 		st.Problem = "list of layers that were not served: " + err.Error()
 	}
 	if st.Unserved == nil {
-		st.Unserved = []snapshot.Unserved{}
+		st.Unserved = []layer.Unserved{}
 	}
 	s.look(&st)
 	return st

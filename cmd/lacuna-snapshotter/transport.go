@@ -16,7 +16,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/ondemand/fuse"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/hold"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/socket"
-	"github.com/lacuna-snapshotter/lacuna/snapshot"
+	"github.com/lacuna-snapshotter/lacuna/snapshot/layer"
 )
 
 // drivers are in the order in which transport = "auto" tries them.
@@ -44,7 +44,7 @@ func openTransport(c *config.Config, engine *ondemand.Engine, holders *hold.Hold
 		return t, nil
 	}
 	// Before anything of the new transport is held: see Abandon.
-	if err := snapshot.Abandon(c.Root); err != nil {
+	if err := layer.Abandon(c.Root); err != nil {
 		log.Warn("if this start is interrupted, mounts that were not served for some time may be used again", "error", err)
 	}
 	if t, err = drivers(c).Open(c.Transport, n); err != nil {

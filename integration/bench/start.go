@@ -27,7 +27,7 @@ func startFigures(ctx context.Context, r *report, e *harness.Env, image *harness
 		percent, _ = strconv.ParseFloat(fields[len(fields)-1], 64)
 	}
 	r.add("size of the index", "at most 2.5 % of the layers", percent > 0 && percent <= 2.5, "%.2f %%", percent)
-	daemon, err := e.StartDaemon("settle.enabled = false\n" + config)
+	daemon, err := e.StartDaemon("backfill.enabled = false\n" + config)
 	if err != nil {
 		return err
 	}
@@ -115,7 +115,7 @@ func backfill(ctx context.Context, e *harness.Env, daemon *harness.Daemon, confi
 	if err := daemon.Stop(); err != nil {
 		return nil, err
 	}
-	daemon, err := e.StartDaemon("settle.quiet = \"0s\"\n" + config)
+	daemon, err := e.StartDaemon("backfill.quiet = \"0s\"\n" + config)
 	if err != nil {
 		return nil, err
 	}

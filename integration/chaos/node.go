@@ -66,7 +66,7 @@ func newNode(ctx context.Context, e *harness.Env, transport string) (*node, erro
 }
 
 func (n *node) start() (err error) {
-	n.daemon, err = n.env.StartDaemon(fmt.Sprintf("transport = %q\nfuse.loop = %v\nanchor = %v\nfetch.timeout = \"2m\"\nsettle.enabled = %v\nsettle.quiet = \"50ms\"",
+	n.daemon, err = n.env.StartDaemon(fmt.Sprintf("transport = %q\nfuse.loop = %v\nanchor = %v\nfetch.timeout = \"2m\"\nbackfill.enabled = %v\nbackfill.quiet = \"50ms\"",
 		strings.TrimSuffix(n.transport, "-loop"), n.throughLoop(), n.anchored, n.backfill))
 	return err
 }

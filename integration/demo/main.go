@@ -65,7 +65,7 @@ func prepare(ctx context.Context, e *harness.Env) (*scene, error) {
 		return nil, err
 	}
 	fmt.Print(indent(s.image.Out))
-	if _, err := e.StartDaemon("settle.quiet = \"3s\""); err != nil {
+	if _, err := e.StartDaemon("backfill.quiet = \"3s\""); err != nil {
 		return nil, err
 	}
 	s.containerd, err = e.StartContainerd("lacuna", "")

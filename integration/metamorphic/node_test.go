@@ -22,6 +22,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/ondemand/fanotify"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/inflight"
 	"github.com/lacuna-snapshotter/lacuna/snapshot"
+	snapshotlayer "github.com/lacuna-snapshotter/lacuna/snapshot/layer"
 )
 
 // request is what the driver asks of a node.
@@ -32,7 +33,7 @@ type request struct {
 	Root, Socket, Log string
 	BootID            string
 	Adopted           bool
-	Settle            bool
+	Backfill          bool
 	MaxBytes          int64
 	EvictEvery        time.Duration
 }
@@ -40,25 +41,19 @@ type request struct {
 // answer is what it says.
 type answer struct {
 	Error     string
-	Layers    []snapshot.LayerStatus
-	Fallbacks []snapshot.Fallback
+	Layers    []snapshotlayer.Status
+	Fallbacks []snapshotlayer.Fallback
 	Served    bool
 }
 
 // node is the state of a node process.
 type node struct {
 	server      *fanotify.Server
-	layers      *snapshot.Layers
+	layers      *snapshotlayer.Set
 	snapshotter *snapshot.Snapshotter
 	service     *grpc.Server
 	log         *os.File
 }
-
-// Hooks that package snapshot may have for tests.
-type (
-	evictor interface{ EvictNow(context.Context) error }
-	filler  interface{ FillNow(context.Context) error }
-)
 
 const controlFile = 3 // of a node: the socket to the driver
 
@@ -106,18 +101,12 @@ func (n *node) do(q request, files []*os.File) (a answer, err error) {
 		a.Served = n.layers.Served()
 		return a, nil
 	case "evict":
-		if e, ok := any(n.snapshotter).(evictor); ok {
-			return a, e.EvictNow(context.Background())
-		}
+		return a, n.layers.Evict(context.Background())
 	case "fill":
-		if e, ok := any(n.snapshotter).(filler); ok {
-			return a, e.FillNow(context.Background())
-		}
+		return a, n.layers.Fill(context.Background())
 	}
-	return a, errNoHook
+	return a, fmt.Errorf("no operation %q", q.Op)
 }
-
-var errNoHook = errors.New("no such hook")
 
 // open starts a daemon's parts, as lacuna-snapshotter does.
 func (n *node) open(q request, files []*os.File) (err error) {
@@ -147,15 +136,15 @@ func (n *node) open(q request, files []*os.File) (err error) {
 	if err != nil {
 		return err
 	}
-	n.layers, err = snapshot.OpenLayers(snapshot.LayersConfig{
+	n.layers, err = snapshotlayer.Open(snapshotlayer.Config{
 		Root: q.Root, Client: client, Store: store, Engine: engine, Transport: n.server, Adopted: q.Adopted, Log: log,
-		Settle: snapshot.Settle{Enabled: q.Settle},
-		Cache:  snapshot.Cache{MaxBytes: q.MaxBytes, Every: q.EvictEvery},
+		Backfill: snapshotlayer.Backfill{Enabled: q.Backfill},
+		Cache:    snapshotlayer.Cache{MaxBytes: q.MaxBytes, Every: q.EvictEvery},
 	})
 	if err != nil {
 		return errors.Join(err, n.server.Close())
 	}
-	if n.snapshotter, err = snapshot.New(context.Background(), q.Root, n.layers, log); err != nil {
+	if n.snapshotter, err = snapshot.New(context.Background(), n.layers); err != nil {
 		return errors.Join(err, n.server.Close())
 	}
 	n.server.Recover()

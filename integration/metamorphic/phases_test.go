@@ -95,7 +95,7 @@ func (w *worker) newSequence(t *scope, seed uint64, flavour string) (s *sequence
 			return s, err
 		}
 	}
-	s.config.Settle = r.IntN(3) == 0
+	s.config.Backfill = r.IntN(3) == 0
 	if r.IntN(2) == 0 {
 		s.config.MaxBytes = []int64{1, 500_000}[r.IntN(2)]
 		s.config.EvictEvery = time.Duration(1+r.IntN(10)) * time.Millisecond

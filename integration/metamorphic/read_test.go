@@ -147,7 +147,7 @@ func (s *sequence) reread(r *rand.Rand) {
 
 // fill reads a layer all over, by a view on it alone where it is the lowest.
 func (s *sequence) fill(r *rand.Rand) {
-	s.hook("fill")
+	s.ask("fill")
 	s.m.protocol.RLock()
 	list := s.m.committed()
 	list = slices.DeleteFunc(list, func(sn *snap) bool { return sn.exists != there })

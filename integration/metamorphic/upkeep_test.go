@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"strings"
 	"time"
 )
 
@@ -36,22 +35,19 @@ func (s *sequence) cleanup(*rand.Rand) {
 
 // evict has the node empty what no container uses, now or soon.
 func (s *sequence) evict(*rand.Rand) {
-	s.hook("evict")
+	s.ask("evict")
 	if s.config.MaxBytes > 0 {
 		time.Sleep(2 * s.config.EvictEvery)
 	}
 }
 
-func (s *sequence) hook(op string) {
+func (s *sequence) ask(op string) {
 	if s.down.Load() {
 		return
 	}
 	s.nodeLock.RLock()
 	defer s.nodeLock.RUnlock()
 	_, err := s.child.ask(request{Op: op})
-	if err != nil && strings.Contains(err.Error(), errNoHook.Error()) {
-		return
-	}
 	s.note("%s: %v", op, err)
 	if !s.faulty.Load() {
 		s.must(op, err)

@@ -7,7 +7,7 @@ import (
 
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
-	"github.com/lacuna-snapshotter/lacuna/snapshot"
+	"github.com/lacuna-snapshotter/lacuna/snapshot/layer"
 )
 
 // Status is the daemon at a glance.
@@ -23,18 +23,18 @@ type Status struct {
 	BytesFetched int64          `json:"bytesFetched"`
 	Fills        ondemand.Stats `json:"fetches"`
 
-	Evicted    int                 `json:"layersEvicted"`
-	Leaving    int                 `json:"layersLeaving"`
-	Allocated  int64               `json:"allocated"` // bytes of disk
-	Keepers    int                 `json:"keepers"`
-	Anchored   bool                `json:"anchored"` // by a process that SIGKILL does not end
-	Registries []registry.Trouble  `json:"registriesInTrouble"`
-	Unserved   []snapshot.Unserved `json:"unserved"`
-	Disk       Disk                `json:"disk"`
-	CacheLimit int64               `json:"cacheLimit"`           // bytes of disk that layers may take, 0 is no limit
-	PassedOver []string            `json:"transportsPassedOver"` // why each better one was not chosen; known to the daemon that chose
-	Problems   []string            `json:"problems"`             // that somebody should see to
-	Problem    string              `json:"problem,omitempty"`    // of the status itself
+	Evicted    int                `json:"layersEvicted"`
+	Leaving    int                `json:"layersLeaving"`
+	Allocated  int64              `json:"allocated"` // bytes of disk
+	Keepers    int                `json:"keepers"`
+	Anchored   bool               `json:"anchored"` // by a process that SIGKILL does not end
+	Registries []registry.Trouble `json:"registriesInTrouble"`
+	Unserved   []layer.Unserved   `json:"unserved"`
+	Disk       Disk               `json:"disk"`
+	CacheLimit int64              `json:"cacheLimit"`           // bytes of disk that layers may take, 0 is no limit
+	PassedOver []string           `json:"transportsPassedOver"` // why each better one was not chosen; known to the daemon that chose
+	Problems   []string           `json:"problems"`             // that somebody should see to
+	Problem    string             `json:"problem,omitempty"`    // of the status itself
 }
 
 // Disk is the file system that the root is on.
@@ -46,6 +46,6 @@ type Disk struct {
 
 // Layers lists the layers and those that were left to containerd.
 type Layers struct {
-	Layers    []snapshot.LayerStatus `json:"layers"`
-	Fallbacks []snapshot.Fallback    `json:"fallbacks"`
+	Layers    []layer.Status   `json:"layers"`
+	Fallbacks []layer.Fallback `json:"fallbacks"`
 }

@@ -46,7 +46,7 @@ func TestEndToEnd(t *testing.T) {
 	if err := e.AllowHTTP(addr); err != nil {
 		t.Fatal(err)
 	}
-	d, err := e.StartDaemon("transport = \"cachefiles\"\nsettle.enabled = false")
+	d, err := e.StartDaemon("transport = \"cachefiles\"\nbackfill.enabled = false")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +71,7 @@ func TestEndToEnd(t *testing.T) {
 	}
 	// From here on with backfill: one miss at a time would take an emulated machine
 	// minutes.
-	if d, err = e.StartDaemon("transport = \"cachefiles\"\nsettle.quiet = \"0s\""); err != nil {
+	if d, err = e.StartDaemon("transport = \"cachefiles\"\nbackfill.quiet = \"0s\""); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Reconnect(ctx); err != nil {
