@@ -29,7 +29,7 @@ var allowed = map[string][]string{
 	"internal/liblog":               {},
 	"internal/procs":                {},
 	"internal/version":              {},
-	"internal/statusapi":            {"fetcher/registry", "ondemand", "snapshot"},
+	"internal/statusapi":            {},
 	"fetcher/layertest":             {},
 	"fetcher/registry/registrytest": {},
 	"ondemand/transporttest":        {"erofs", "fetcher/layertest", "internal/hostcheck", "ondemand"},

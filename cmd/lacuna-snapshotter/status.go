@@ -6,9 +6,6 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 
@@ -19,7 +16,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/snapshot"
 )
 
-// status answers lacunactl and metrics collectors.
+// status answers lacunactl and Prometheus.
 type status struct {
 	started     time.Time
 	root        string
@@ -65,15 +62,9 @@ func (s *status) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { reply(w, s.status()) })
 	mux.HandleFunc("GET /v1/layers", func(w http.ResponseWriter, _ *http.Request) {
-		layers, fallbacks := s.layers.Status()
-		if fallbacks == nil {
-			fallbacks = []snapshot.Fallback{}
-		}
-		reply(w, statusapi.Layers{Layers: layers, Fallbacks: fallbacks})
+		reply(w, layersOf(s.layers.Status()))
 	})
-	r := prometheus.NewRegistry()
-	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), s)
-	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", metricsHandler(s))
 	return mux
 }
 
@@ -85,8 +76,8 @@ func reply(w http.ResponseWriter, v any) {
 func (s *status) status() statusapi.Status {
 	st := statusapi.Status{
 		Version: version.String(), Started: s.started.UTC(), Root: s.root,
-		Transport: s.transport.Name(), Keepers: s.transport.keepers.Alive(), Anchored: s.transport.keepers.Anchored(), Registries: s.client.Troubles(),
-		BytesFetched: s.client.BytesRead(), Fills: s.engine.Stats(),
+		Transport: s.transport.Name(), Keepers: s.transport.keepers.Alive(), Anchored: s.transport.keepers.Anchored(),
+		Registries: registriesOf(s.client.Troubles()), BytesFetched: s.client.BytesRead(), Fetches: statusapi.Fetches(s.engine.Stats()),
 	}
 	layers, fallbacks := s.layers.Status()
 	for _, l := range layers {
@@ -107,13 +98,11 @@ func (s *status) status() statusapi.Status {
 	for _, l := range layers {
 		st.Allocated += l.Allocated
 	}
-	var err error
-	if st.Unserved, err = s.snapshotter.Unserved(context.Background()); err != nil {
+	unserved, err := s.snapshotter.Unserved(context.Background())
+	if err != nil {
 		st.Problem = "list of layers that were not served: " + err.Error()
 	}
-	if st.Unserved == nil {
-		st.Unserved = []snapshot.Unserved{}
-	}
+	st.Unserved = unservedOf(unserved)
 	s.look(&st)
 	return st
 }
@@ -136,50 +125,4 @@ func (s *status) look(st *statusapi.Status) {
 	if problem := d.problem(); problem != "" {
 		st.Problems = append(st.Problems, problem)
 	}
-}
-
-var (
-	descBytes     = prometheus.NewDesc("lacuna_registry_bytes_total", "Bytes of blobs read from registries.", nil, nil)
-	descFetches   = prometheus.NewDesc("lacuna_fetches_total", "Fetches by what they were for.", []string{"for"}, nil)
-	descFailures  = prometheus.NewDesc("lacuna_fetch_failures_total", "Fetches that failed.", nil, nil)
-	descLayers    = prometheus.NewDesc("lacuna_layers", "Layers by state.", []string{"state"}, nil)
-	descUnserved  = prometheus.NewDesc("lacuna_unserved_layers", "Layers whose readers got zeros or EIO while nobody served them, with containers that still run.", nil, nil)
-	descRegistry  = prometheus.NewDesc("lacuna_registries_in_trouble", "Registries whose last answer was none.", nil, nil)
-	descKeepers   = prometheus.NewDesc("lacuna_keepers", "Processes that hold the transport besides the daemon.", nil, nil)
-	descAnchored  = prometheus.NewDesc("lacuna_anchored", "1 where readers wait even if the daemon and all keepers are killed at once.", nil, nil)
-	descAllocated = prometheus.NewDesc("lacuna_cache_bytes", "Disk that layers take.", nil, nil)
-	descFallbacks = prometheus.NewDesc("lacuna_fallbacks", "Layers left to containerd's unpack.", nil, nil)
-)
-
-// Describe implements prometheus.Collector.
-func (s *status) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(s, ch) }
-
-// Collect implements prometheus.Collector.
-func (s *status) Collect(ch chan<- prometheus.Metric) {
-	st := s.status()
-	counter := func(d *prometheus.Desc, v int64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
-	}
-	gauge := func(d *prometheus.Desc, v int, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), labels...)
-	}
-	counter(descBytes, st.BytesFetched)
-	counter(descFetches, st.Fills.Demand, "readers")
-	counter(descFetches, st.Fills.Ahead, "ahead")
-	counter(descFailures, st.Fills.Failed)
-	gauge(descLayers, st.Filling, "filling")
-	gauge(descLayers, st.Complete, "complete")
-	gauge(descLayers, st.Quarantined, "quarantined")
-	gauge(descLayers, st.Evicted, "evicted")
-	gauge(descLayers, st.Leaving, "leaving")
-	gauge(descFallbacks, st.Fallbacks)
-	gauge(descUnserved, len(st.Unserved))
-	gauge(descRegistry, len(st.Registries))
-	gauge(descKeepers, st.Keepers)
-	anchored := 0
-	if st.Anchored {
-		anchored = 1
-	}
-	gauge(descAnchored, anchored)
-	gauge(descAllocated, int(st.Allocated))
 }

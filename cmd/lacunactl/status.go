@@ -62,7 +62,7 @@ func printStatus(out io.Writer, st *statusapi.Status, now time.Time) {
 	fmt.Fprintf(out, "disk         %s%s; %s of %s free, %s\n", byteCount(st.Allocated), limit, byteCount(st.Disk.Free), byteCount(st.Disk.Size), st.Disk.FileSystem)
 	fmt.Fprintf(out, "fallbacks    %d\n", st.Fallbacks)
 	fmt.Fprintf(out, "fetched      %s in %d fetches for readers and %d ahead, %d failed\n",
-		byteCount(st.BytesFetched), st.Fills.Demand, st.Fills.Ahead, st.Fills.Failed)
+		byteCount(st.BytesFetched), st.Fetches.Demand, st.Fetches.Ahead, st.Fetches.Failed)
 	for _, p := range st.Problems {
 		fmt.Fprintf(out, "\nproblem: %s\n", p)
 	}
@@ -74,7 +74,7 @@ func printStatus(out io.Writer, st *statusapi.Status, now time.Time) {
 	}
 	for _, u := range st.Unserved {
 		fmt.Fprintf(out, "\nlayer %s was not served before %s; restart the containers of these snapshots, which may have read %s in place of holes:\n",
-			u.Layer.Encoded()[:12], since(u.Found), u.Reads())
+			u.Layer.Encoded()[:12], since(u.Found), u.Reads)
 		for _, key := range u.Snapshots {
 			fmt.Fprintf(out, "  %s\n", key)
 		}

@@ -5,7 +5,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
 	"github.com/lacuna-snapshotter/lacuna/internal/statusapi"
 )
 
@@ -16,7 +15,7 @@ func TestStatusForPeople(t *testing.T) {
 		PassedOver: []string{"transport fanotify cannot be used: Linux 6.14 is needed"},
 		Disk:       statusapi.Disk{FileSystem: "ext4", Size: 100e9, Free: 1e9},
 		Problems:   []string{"less than 5 % is free"},
-		Registries: []registry.Trouble{{Registry: "r.example", Since: now.Add(-3 * time.Minute), Failures: 7, Error: "status 503"}},
+		Registries: []statusapi.Registry{{Registry: "r.example", Since: now.Add(-3 * time.Minute), Failures: 7, Error: "status 503"}},
 	}
 	var out strings.Builder
 	printStatus(&out, st, now)
