@@ -45,6 +45,7 @@ func command() *cobra.Command {
 		},
 	}
 	root.Flags().StringVar(&path, "config", config.Path, "configuration file")
+	root.AddCommand(serveCommand())
 	root.AddCommand(&cobra.Command{
 		Use:   "default-config",
 		Short: "print a configuration file with every key and its default",
