@@ -26,7 +26,7 @@ func MountLoop(bootstrap, blob string, sparse bool, target string) (device strin
 		path   string
 		sparse bool
 	}{{bootstrap, false}, {blob, sparse}} {
-		loop, err := attachLoop(file.path, file.sparse)
+		loop, err := AttachLoop(file.path, file.sparse)
 		if err != nil {
 			return "", &MountError{"mount", target, err}
 		}
@@ -114,8 +114,8 @@ func openBacking(path string, sparse bool) (fd int, err error) {
 	return fd, nil
 }
 
-// attachLoop makes a read-only loop device of a file.
-func attachLoop(path string, sparse bool) (*os.File, error) {
+// AttachLoop makes a read-only loop device of a file.
+func AttachLoop(path string, sparse bool) (*os.File, error) {
 	backing, err := openBacking(path, sparse)
 	if err != nil {
 		return nil, err
