@@ -30,6 +30,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry/registrytest"
 	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
+	"github.com/lacuna-snapshotter/lacuna/internal/kernel"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/fanotify"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/journal"
@@ -138,8 +139,9 @@ func (n *node) mountpoint(t *testing.T, packed []byte) string {
 
 func needFanotify(t *testing.T) {
 	hostcheck.Root(t)
+	hostcheck.Feature(t, kernel.PreContent)
 	if err := fanotify.Probe(t.TempDir()); err != nil {
-		hostcheck.Missing(t, "fanotify pre-content events: "+err.Error())
+		hostcheck.Missing(t, "a file system with pre-content events: "+err.Error())
 	}
 }
 

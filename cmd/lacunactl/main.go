@@ -83,7 +83,7 @@ func command(s *settings) *cobra.Command {
 	}
 	root.PersistentFlags().StringVar(&s.configPath, "config", config.Path, "the daemon's configuration file")
 	root.PersistentFlags().BoolVar(&s.json, "json", false, "print JSON, errors too")
-	root.AddCommand(indexCommand(s), statusCommand(s), layersCommand(s), checkConfigCommand(s), versionCommand(s))
+	root.AddCommand(indexCommand(s), statusCommand(s), layersCommand(s), kernelCommand(s), checkConfigCommand(s), versionCommand(s))
 	return root
 }
 
