@@ -17,6 +17,7 @@ import (
 
 // Config is the file.
 type Config struct {
+	Version   int    `toml:"version"` // of the file's format
 	Root      string `toml:"root"`
 	Address   string `toml:"address"`
 	Status    string `toml:"status_address"`
@@ -108,7 +109,7 @@ const Path = "/etc/lacuna/config.toml"
 // Load reads a file over the defaults. A missing file at Path is no error.
 func Load(path string) (*Config, error) {
 	c := &Config{}
-	if err := decode([]byte(defaults), c); err != nil {
+	if err := errors.Join(decode([]byte(defaults), c), c.Check()); err != nil {
 		return nil, fmt.Errorf("built-in defaults: %w", err)
 	}
 	b, err := os.ReadFile(path)
@@ -118,11 +119,16 @@ func Load(path string) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := decode(b, c); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	if err := c.Check(); err != nil {
+	if err := c.read(b); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return c, nil
+}
+
+// read reads a file over c, and reports all that is wrong with it at once.
+func (c *Config) read(b []byte) error {
+	if err := checkVersion(b); err != nil {
+		return err
+	}
+	return errors.Join(decode(b, c), c.Check())
 }

@@ -33,14 +33,14 @@ func (d *Duration) UnmarshalText(b []byte) error {
 // MarshalText implements encoding.TextMarshaler.
 func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
-// Size is a number of bytes: a whole number, or text with a unit such as "64MiB" or
-// "10GB".
+// Size is a number of bytes, written with a unit: "64MiB" or "10GB". A whole number
+// without a unit is bytes.
 type Size int64
 
 // units of sizes, the longest names first.
 var units = []struct {
 	name  string
-	bytes float64
+	bytes int64
 }{
 	{"KiB", 1 << 10},
 	{"MiB", 1 << 20},
@@ -54,19 +54,33 @@ var units = []struct {
 	{"B", 1},
 }
 
+// String is the size in the unit that makes the smallest whole number of it.
+func (s Size) String() string {
+	n, name := int64(s), "B"
+	for _, u := range units {
+		if whole := int64(s) / u.bytes; int64(s)%u.bytes == 0 && whole != 0 && whole < n {
+			n, name = whole, u.name
+		}
+	}
+	return strconv.FormatInt(n, 10) + name
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s Size) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (s *Size) UnmarshalText(b []byte) error {
 	text, unit := string(b), 1.0
 	for _, u := range units {
 		if rest, ok := strings.CutSuffix(text, u.name); ok {
-			text, unit = strings.TrimSpace(rest), u.bytes
+			text, unit = strings.TrimSpace(rest), float64(u.bytes)
 			break
 		}
 	}
 	// ParseFloat knows words and signs too; a size has digits and a point.
 	v, err := strconv.ParseFloat(text, 64)
 	if err != nil || !number([]byte(text)) || v*unit != math.Trunc(v*unit) || v*unit >= 1<<62 {
-		return refuse(b, "%q is no size in bytes: write %q, %q or a whole number", b, "64MiB", "10GB")
+		return refuse(b, "%q is no size: write %q or %q", b, "64MiB", "10GB")
 	}
 	*s = Size(v * unit)
 	return nil
