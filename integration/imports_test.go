@@ -29,6 +29,7 @@ var allowed = map[string][]string{
 	"internal/descriptor":           {},
 	"internal/fault":                {},
 	"internal/liblog":               {},
+	"internal/pagetest":             {},
 	"internal/procs":                {},
 	"internal/version":              {},
 	"internal/statusapi":            {},

@@ -47,7 +47,7 @@ registry.docker_config.`,
 	f.StringVar(&c.files, "files", "", "directory of EROFS images, each served under its file name")
 	f.StringVar(&c.domain, "domain", "lacuna", "EROFS domain_id, in which the mounts share objects")
 	f.StringVar(&c.storeDir, "store", "", "directory of indexes (default: index in --dir)")
-	f.StringVar(&c.platform, "platform", platforms.DefaultString(), "platform of a multi-platform image")
+	f.StringVar(&c.platform, "platform", platforms.DefaultString(), "`platform` of a multi-platform image; this machine's without the flag")
 	f.BoolVar(&c.plainHTTP, "plain-http", false, "use HTTP for registries")
 	_ = cmd.MarkFlagRequired("dir") // it is defined above
 	cmd.MarkFlagsOneRequired("image", "files")

@@ -64,7 +64,7 @@ func (s *status) handler() http.Handler {
 	mux.HandleFunc("GET /v1/layers", func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, layersOf(s.layers.Status()))
 	})
-	mux.Handle("GET /metrics", metricsHandler(s))
+	mux.Handle("GET /metrics", metricsHandler(s.status))
 	return mux
 }
 

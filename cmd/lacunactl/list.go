@@ -25,8 +25,10 @@ type stored struct {
 func listCommand(x *indexSettings) *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
-		Short: "list the indexes that are here",
-		Args:  cobra.NoArgs,
+		Short: "List the indexes in the store",
+		Example: `  lacunactl index list
+  lacunactl index list --json --store ./indexes`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := x.load()
 			if err != nil {
@@ -105,11 +107,14 @@ func listStore(store *index.Store) ([]stored, error) {
 func removeCommand(x *indexSettings) *cobra.Command {
 	return &cobra.Command{
 		Use:   "rm DIGEST...",
-		Short: "remove indexes that are here, of layers or of images",
-		Long: `Remove indexes that are here. A digest is a layer's, or that of an image's manifest,
-whose layers are meant but for those that another image indexed here has; the first
-characters do where they are clear. Layers that are mounted keep their indexes, and
-registries theirs.`,
+		Short: "Remove indexes of layers or images from the store",
+		Long: `Remove indexes of layers or images from the store.
+
+A digest is that of a layer, or that of an image's manifest: the indexes of its layers
+are removed, except those that another image in the store has too. A unique prefix of a
+digest is enough. Mounted layers keep their indexes, and so do registries.`,
+		Example: `  lacunactl index rm 8ce4d6f0a1b2
+  lacunactl index rm sha256:8ce4d6f0a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := x.load()

@@ -15,8 +15,12 @@ import (
 func statusCommand(s *settings) *cobra.Command {
 	return &cobra.Command{
 		Use:   "status",
-		Short: "the running daemon at a glance",
-		Args:  cobra.NoArgs,
+		Short: "Show the state of the running daemon",
+		Long: `Show the state of the running daemon: its transport, layers, disk, registries that
+fail, and containers to restart.`,
+		Example: `  lacunactl status
+  lacunactl status --json`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := s.load()
 			if err != nil {
@@ -84,8 +88,10 @@ func printStatus(out io.Writer, st *statusapi.Status, now time.Time) {
 func layersCommand(s *settings) *cobra.Command {
 	return &cobra.Command{
 		Use:   "layers",
-		Short: "the layers on this node, and why others are not lazy",
-		Args:  cobra.NoArgs,
+		Short: "List the layers on this node, and why others are not lazy",
+		Example: `  lacunactl layers
+  lacunactl layers --json`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := s.load()
 			if err != nil {

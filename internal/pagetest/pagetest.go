@@ -1,0 +1,38 @@
+// Package pagetest holds generated parts of documentation pages to the code: a test
+// fails where a part is not what the code gives, and writes it with -update.
+package pagetest
+
+import (
+	"flag"
+	"os"
+	"strings"
+	"testing"
+)
+
+var update = flag.Bool("update", false, "write the generated parts of documentation pages")
+
+// Section compares the part of a page between the comments "<!-- name -->" and
+// "<!-- end of name -->", each on a line of its own, with what the code gives.
+func Section(t testing.TB, path, name, want string) {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin, end := "<!-- "+name+" -->\n", "<!-- end of "+name+" -->\n"
+	before, rest, ok := strings.Cut(string(b), begin)
+	got, after, closed := strings.Cut(rest, end)
+	if !ok || !closed {
+		t.Fatalf("%s has no lines %q and %q", path, strings.TrimSpace(begin), strings.TrimSpace(end))
+	}
+	if got == want {
+		return
+	}
+	if !*update {
+		t.Errorf("%s, part %s, is not what the code gives: go test with -update writes it. It should be\n%s", path, name, want)
+		return
+	}
+	if err := os.WriteFile(path, []byte(before+begin+want+end+after), 0o644); err != nil { //nolint:gosec // a page of the repository
+		t.Fatal(err)
+	}
+}
