@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/erofs"
 	"github.com/lacuna-snapshotter/lacuna/internal/feature"
 	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
+	"github.com/lacuna-snapshotter/lacuna/internal/pagetest"
 )
 
 // TestProbes has each feature that this kernel should have found, and each that it
@@ -89,6 +91,27 @@ func TestTransportNeedsOneWay(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
+
+func TestPage(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("| feature | Linux | built with | needed for |\n|---|---|---|---|\n")
+	for _, f := range Features {
+		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", f.Name, f.Releases(), f.Config, f.For)
+	}
+	b.WriteString("\n| transport | needs |\n|---|---|\n")
+	for _, tr := range Transports {
+		var ways []string
+		for _, way := range tr.Needs {
+			var names []string
+			for _, f := range way {
+				names = append(names, f.Name)
+			}
+			ways = append(ways, strings.Join(names, ", "))
+		}
+		fmt.Fprintf(&b, "| %s | %s |\n", tr.Name, strings.Join(ways, "; or "))
+	}
+	pagetest.Section(t, "../../docs/kernel.md", "features", b.String())
 }
 
 // TestReleasesAreTheSameEverywhere compares what errors and the configuration say
