@@ -12,7 +12,12 @@ const (
 
 	aclVersion    = 2
 	aclHeaderSize = 4
-	aclEntrySize  = 8 // tag, permissions, id
+
+	// struct posix_acl_xattr_entry
+	aclTag       = 0 // e_tag
+	aclPerm      = 2 // e_perm
+	aclID        = 4 // e_id
+	aclEntrySize = 8
 
 	aclUserObj  = 0x01
 	aclUser     = 0x02
@@ -63,7 +68,7 @@ func parseACL(b []byte) (a acl, ok bool) {
 	var last uint64
 	var seen, group uint16
 	for b = b[aclHeaderSize:]; len(b) > 0; b = b[aclEntrySize:] {
-		tag, perm, id := le.Uint16(b), le.Uint16(b[2:]), le.Uint32(b[4:])
+		tag, perm, id := le.Uint16(b[aclTag:]), le.Uint16(b[aclPerm:]), le.Uint32(b[aclID:])
 		named := tag == aclUser || tag == aclGroup
 		order := uint64(tag)<<32 | uint64(id)
 		if perm > 7 || named == (id == 0xffffffff) || order <= last {

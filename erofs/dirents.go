@@ -64,9 +64,9 @@ func encodeDirents(b []byte, list []dirent) {
 	name := direntSize * len(list)
 	for i, d := range list {
 		e := b[i*direntSize:]
-		le.PutUint64(e[0:], d.n.nid())
-		le.PutUint16(e[8:], uint16(name))
-		e[10] = direntType(d.n.Mode)
+		le.PutUint64(e[direntNid:], d.n.nid())
+		le.PutUint16(e[direntNameOff:], uint16(name))
+		e[direntFileType] = direntType(d.n.Mode)
 		name += copy(b[name:], d.name)
 	}
 }

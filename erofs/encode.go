@@ -63,7 +63,7 @@ func (t *Tree) layOut(inodes []*Inode, shared *sharedXattrs) int64 {
 	for i, n := range inodes {
 		n.place = place{xattrs: shared.body(n)}
 		n.chooseLayout()
-		at = n.settle(at)
+		at = n.put(at)
 		if i == 0 {
 			shared.at = at
 			n.place.xattrs = shared.body(n)
@@ -122,14 +122,15 @@ func appendChunkIndex(b []byte, addr uint32) []byte {
 	if addr == nullBlock {
 		device = 0
 	}
-	b = binary.LittleEndian.AppendUint16(b, 0)
-	b = binary.LittleEndian.AppendUint16(b, device)
-	return binary.LittleEndian.AppendUint32(b, addr)
+	var e [chunkIndexSize]byte
+	binary.LittleEndian.PutUint16(e[chunkDevice:], device)
+	binary.LittleEndian.PutUint32(e[chunkBlock:], addr)
+	return append(b, e[:]...)
 }
 
-// settle finds the first place from at on where the inode fits and returns
-// where the next may begin.
-func (n *Inode) settle(at int64) int64 {
+// put gives the inode the first place from at on where it fits, and returns where the
+// next may begin.
+func (n *Inode) put(at int64) int64 {
 	p := &n.place
 	need := int64(extendedInodeSize)
 	if p.layout == layoutInline {
@@ -188,5 +189,5 @@ func (t *Tree) encodeSuper(out []byte, inodes int) {
 		rootNid: t.root.nid(), inodes: uint64(inodes),
 		blocks: uint32(len(out) / BlockSize), blobBlocks: uint32(t.BlobSize / BlockSize),
 	}.encode(out[superOffset:])
-	binary.LittleEndian.PutUint32(out[superOffset+4:], superChecksum(out))
+	binary.LittleEndian.PutUint32(out[superOffset+sbChecksum:], superChecksum(out))
 }

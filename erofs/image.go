@@ -67,18 +67,18 @@ func (m *Image) readDir(f *FileInfo) ([]dirEntry, error) {
 		if len(b) < direntSize {
 			return nil, corrupt("directory %d: %d bytes", f.Nid, len(b))
 		}
-		first := int(binary.LittleEndian.Uint16(b[8:]))
+		first := int(binary.LittleEndian.Uint16(b[direntNameOff:]))
 		if first < direntSize || first%direntSize != 0 || first > len(b) {
 			return nil, corrupt("directory %d: name offset %d", f.Nid, first)
 		}
 		count := first / direntSize
 		for i := range count {
 			e := b[i*direntSize:]
-			from, to := int(binary.LittleEndian.Uint16(e[8:])), len(b)
+			from, to := int(binary.LittleEndian.Uint16(e[direntNameOff:])), len(b)
 			if i+1 < count {
-				to = int(binary.LittleEndian.Uint16(e[direntSize+8:]))
+				to = int(binary.LittleEndian.Uint16(e[direntSize+direntNameOff:]))
 			}
-			if from < first || from > to || to > len(b) || e[11] != 0 {
+			if from < first || from > to || to > len(b) || e[direntReserved] != 0 {
 				return nil, corrupt("directory %d: name at [%d,%d)", f.Nid, from, to)
 			}
 			name := string(b[from:to])
@@ -93,7 +93,7 @@ func (m *Image) readDir(f *FileInfo) ([]dirEntry, error) {
 				len(list) > 0 && name <= list[len(list)-1].name {
 				return nil, corrupt("directory %d: name %.40q", f.Nid, name)
 			}
-			list = append(list, dirEntry{name, binary.LittleEndian.Uint64(e), e[10]})
+			list = append(list, dirEntry{name, binary.LittleEndian.Uint64(e[direntNid:]), e[direntFileType]})
 		}
 	}
 	return list, nil

@@ -25,31 +25,32 @@ type rawInode struct {
 // and i_reserved2 stay zero.
 func (r rawInode) encode(b []byte) {
 	le := binary.LittleEndian
-	le.PutUint16(b[0:], 1|uint16(r.layout)<<1)
+	le.PutUint16(b[inodeFormat:], formatExtended|uint16(r.layout)<<formatLayoutShift)
 	if r.xattrs > 0 {
-		le.PutUint16(b[2:], uint16((r.xattrs-xattrHeaderSize)/4+1))
+		le.PutUint16(b[inodeXattrCount:], uint16((r.xattrs-xattrHeaderSize)/xattrUnit+1))
 	}
-	le.PutUint16(b[4:], r.mode)
-	le.PutUint64(b[8:], uint64(r.size))
-	le.PutUint32(b[16:], r.union)
-	le.PutUint32(b[20:], r.number)
-	le.PutUint32(b[24:], r.uid)
-	le.PutUint32(b[28:], r.gid)
-	le.PutUint64(b[32:], uint64(r.mtime.Sec))
-	le.PutUint32(b[40:], r.mtime.Nsec)
-	le.PutUint32(b[44:], r.nlink)
+	le.PutUint16(b[inodeMode:], r.mode)
+	le.PutUint64(b[inodeFileSize:], uint64(r.size))
+	le.PutUint32(b[inodeUnion:], r.union)
+	le.PutUint32(b[inodeNumber:], r.number)
+	le.PutUint32(b[inodeUID:], r.uid)
+	le.PutUint32(b[inodeGID:], r.gid)
+	le.PutUint64(b[inodeMtime:], uint64(r.mtime.Sec))
+	le.PutUint32(b[inodeMtimeNsec:], r.mtime.Nsec)
+	le.PutUint32(b[inodeNlink:], r.nlink)
 }
 
 // decodeInode is the reverse of encode, and refuses what encode does not write.
 func decodeInode(b []byte) (rawInode, bool) {
 	le := binary.LittleEndian
 	r := rawInode{
-		layout: uint8(le.Uint16(b) >> 1 & 7), mode: le.Uint16(b[4:]), size: int64(le.Uint64(b[8:])),
-		union: le.Uint32(b[16:]), number: le.Uint32(b[20:]), uid: le.Uint32(b[24:]), gid: le.Uint32(b[28:]),
-		mtime: Time{int64(le.Uint64(b[32:])), le.Uint32(b[40:])}, nlink: le.Uint32(b[44:]),
+		layout: uint8(le.Uint16(b[inodeFormat:]) >> formatLayoutShift & formatLayoutMask),
+		mode:   le.Uint16(b[inodeMode:]), size: int64(le.Uint64(b[inodeFileSize:])),
+		union: le.Uint32(b[inodeUnion:]), number: le.Uint32(b[inodeNumber:]), uid: le.Uint32(b[inodeUID:]), gid: le.Uint32(b[inodeGID:]),
+		mtime: Time{int64(le.Uint64(b[inodeMtime:])), le.Uint32(b[inodeMtimeNsec:])}, nlink: le.Uint32(b[inodeNlink:]),
 	}
-	if n := int(le.Uint16(b[2:])); n > 0 {
-		r.xattrs = xattrHeaderSize + (n-1)*4
+	if n := int(le.Uint16(b[inodeXattrCount:])); n > 0 {
+		r.xattrs = xattrHeaderSize + (n-1)*xattrUnit
 	}
 	var again [extendedInodeSize]byte
 	r.encode(again[:])
@@ -172,7 +173,7 @@ func (m *Image) readChunks(f *FileInfo) error {
 	f.Chunks = make([]uint32, count)
 	for i := range f.Chunks {
 		e := m.data[at+int64(i)*chunkIndexSize:]
-		advise, device, addr := binary.LittleEndian.Uint16(e), binary.LittleEndian.Uint16(e[2:]), binary.LittleEndian.Uint32(e[4:])
+		advise, device, addr := binary.LittleEndian.Uint16(e[chunkAdvise:]), binary.LittleEndian.Uint16(e[chunkDevice:]), binary.LittleEndian.Uint32(e[chunkBlock:])
 		size := min(f.ChunkSize, f.Size-int64(i)*f.ChunkSize)
 		blocks := (size + BlockSize - 1) / BlockSize
 		hole := addr == nullBlock

@@ -113,18 +113,20 @@ type xattr struct{ name, value string }
 // encode appends struct erofs_xattr_entry with its name and value.
 func (x xattr) encode(b []byte) []byte {
 	index, suffix, _ := splitXattr(x.name)
-	b = append(b, uint8(len(suffix)), index)
-	b = binary.LittleEndian.AppendUint16(b, uint16(len(x.value)))
+	var e [xattrEntrySize]byte
+	e[entryNameLen], e[entryNameIndex] = uint8(len(suffix)), index
+	binary.LittleEndian.PutUint16(e[entryValueSize:], uint16(len(x.value)))
+	b = append(b, e[:]...)
 	b = append(b, suffix...)
 	b = append(b, x.value...)
-	return append(b, make([]byte, alignUp(len(b), 4)-len(b))...)
+	return append(b, make([]byte, alignUp(len(b), xattrUnit)-len(b))...)
 }
 
 // sharedXattrs is the area of attributes that several inodes refer to.
 type sharedXattrs struct {
 	area []byte
 	at   int64            // where the area lies in the bootstrap
-	id   map[xattr]uint32 // offset in the area, in 4-byte units
+	id   map[xattr]uint32 // offset in the area, in xattrUnit
 }
 
 // shareXattrs collects the attributes that at least two inodes have in common,
@@ -142,7 +144,7 @@ func shareXattrs(inodes []*Inode) *sharedXattrs {
 	}
 	for _, x := range slices.SortedFunc(maps.Keys(uses), byName) {
 		if uses[x] > 1 {
-			s.id[x] = uint32(len(s.area) / 4)
+			s.id[x] = uint32(len(s.area) / xattrUnit)
 			s.area = x.encode(s.area)
 		}
 	}
@@ -160,9 +162,9 @@ func (s *sharedXattrs) body(n *Inode) []byte {
 	var inline []byte
 	for _, name := range slices.Sorted(maps.Keys(n.Xattrs)) {
 		x := xattr{name, n.Xattrs[name]}
-		if id, ok := s.id[x]; ok && b[4] < maxSharedXattrs {
-			b[4]++ // h_shared_count
-			b = binary.LittleEndian.AppendUint32(b, uint32(s.at/4)+id)
+		if id, ok := s.id[x]; ok && b[xattrSharedCount] < maxSharedXattrs {
+			b[xattrSharedCount]++
+			b = binary.LittleEndian.AppendUint32(b, uint32(s.at/xattrUnit)+id)
 		} else {
 			inline = x.encode(inline)
 		}
