@@ -23,7 +23,7 @@ func (n *Inode) dirents(parent *Inode) []dirent {
 	return list
 }
 
-// directoryBlocks groups entries as they share a block. Each block holds its
+// directoryBlocks groups the entries that share a block. Each block holds its
 // entries' structs first and then their names.
 func directoryBlocks(list []dirent) (blocks [][]dirent, sizes []int) {
 	start, size := 0, 0

@@ -2,8 +2,8 @@ package erofs
 
 // From fs/erofs/erofs_fs.h, Linux 6.12. offsets.go has the structs.
 const (
-	// BlockSize is the only block size this package writes: that of a page on
-	// all machines we run on, and the one every kernel with EROFS mounts.
+	// BlockSize is the only block size that this package writes: the page size of
+	// all supported machines, and the one that every kernel with EROFS mounts.
 	BlockSize = 4096
 	blockBits = 12
 

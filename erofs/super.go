@@ -6,8 +6,8 @@ import (
 	"hash/crc32"
 )
 
-// superblock is what of the superblock and the device slot differs from one
-// bootstrap to another.
+// superblock holds the fields of the superblock and the device slot that differ from
+// one bootstrap to another.
 type superblock struct {
 	rootNid    uint64 // below 1<<16
 	inodes     uint64
@@ -15,9 +15,9 @@ type superblock struct {
 	blobBlocks uint32
 }
 
-// encode writes struct erofs_super_block and struct erofs_deviceslot but for the
-// checksum. What it leaves zero, the kernel takes as follows, or does not read
-// (fs/erofs/super.c and erofs_fs.h, Linux 6.18):
+// encode writes struct erofs_super_block and struct erofs_deviceslot except the
+// checksum. The kernel takes the fields that stay zero as follows, or does not read
+// them (fs/erofs/super.c and erofs_fs.h, Linux 6.18):
 //
 //	sb_extslots, dirblkbits             none, and blocks as elsewhere
 //	build_time, build_time_nsec         for compact inodes, which are refused

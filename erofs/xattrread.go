@@ -56,9 +56,9 @@ func (m *Image) sharedXattr(id uint32) (Xattr, error) {
 	return x, nil
 }
 
-// xattr reads struct erofs_xattr_entry at an offset and returns where the next
-// may be. Only attributes are let through that a layer can bring: of what
-// overlayfs itself believes in, that is the mark of opaque directories.
+// xattr reads struct erofs_xattr_entry at an offset and returns the offset after it. It
+// refuses attributes that a layer cannot have: of those that overlayfs itself reads,
+// a layer can have only the mark of opaque directories.
 func (m *Image) xattr(at, limit int64) (x Xattr, next int64, err error) {
 	if at < superOffset+superSize+deviceSlotSize || at+xattrEntrySize > limit {
 		return x, 0, corrupt("attribute at %d", at)
