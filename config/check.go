@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// problems collects what is wrong, by key.
+// problems collects errors of values, by key.
 type problems []problem
 
 type problem struct{ key, text string }
@@ -18,7 +18,7 @@ func (p *problems) add(key, format string, args ...any) {
 	*p = append(*p, problem{key, fmt.Sprintf(format, args...)})
 }
 
-// err is all of them in the order of their keys, nil where there are none.
+// err joins them in the order of their keys; nil where there are none.
 func (p problems) err() error {
 	slices.SortStableFunc(p, func(a, b problem) int { return cmp.Compare(a.key, b.key) })
 	var errs []error
@@ -58,7 +58,7 @@ func (p *problems) lasts(key string, d Duration, from, to time.Duration) {
 	}
 }
 
-// Check reports all that is wrong with the values, sorted by key.
+// Check returns all errors of the values, sorted by key.
 func (c *Config) Check() error {
 	p := &problems{}
 	if c.Version != Version {
@@ -114,8 +114,8 @@ func (c *Config) checkTimes(p *problems) {
 	}
 }
 
-// checkCachefiles has the only check of the culling limits besides the kernel's, which
-// refuses other orders without a word.
+// checkCachefiles has the only check of the culling limits, besides that of the kernel,
+// which does not say what is wrong.
 func (c *Config) checkCachefiles(p *problems) {
 	l := c.Cachefiles.Limits
 	for _, l := range []struct {

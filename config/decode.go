@@ -14,8 +14,8 @@ import (
 // may have other keys, or give these another meaning.
 const Version = 1
 
-// checkVersion refuses a file of another version, before anything else is said of it.
-// One without the key is of version 1.
+// checkVersion refuses a file of another version. It comes first, since other errors
+// of such a file would mislead. A file without the key is of version 1.
 func checkVersion(b []byte) error {
 	var v struct {
 		Version any `toml:"version"`
@@ -30,9 +30,9 @@ func checkVersion(b []byte) error {
 	return fmt.Errorf("version must be the number %d, not %#v", Version, v.Version)
 }
 
-// decode reads a file over what c has. Errors show the line and mark the place: all
-// values of a wrong kind and all unknown keys, in the order of the file. What a file
-// that cannot be parsed means is not guessed at.
+// decode overrides c with a file. It returns an error for each value of a wrong kind and
+// for each unknown key, with the line. Where the file cannot be parsed, it returns only
+// that error.
 func decode(b []byte, c *Config) error {
 	var errs []error
 	for {
@@ -40,7 +40,7 @@ func decode(b []byte, c *Config) error {
 		strict := &toml.StrictMissingError{}
 		var at *toml.DecodeError
 		switch {
-		case errors.As(err, &strict): // the last: the values have been read
+		case errors.As(err, &strict): // which comes last, when the values have been read
 			for i := range strict.Errors {
 				errs = append(errs, fmt.Errorf("unknown key %s:\n%s", strings.Join(strict.Errors[i].Key(), "."), strict.Errors[i].String()))
 			}
@@ -56,8 +56,8 @@ func decode(b []byte, c *Config) error {
 	}
 }
 
-// without empties the line of a value that the decoder stopped at, so that it can go
-// on. ok is false where that would change what other lines mean.
+// without empties the line of a value at which the decoder stopped, so that it can go
+// on. ok is false where that would change the meaning of other lines.
 func without(b []byte, at *toml.DecodeError) (rest []byte, ok bool) {
 	row, _ := at.Position()
 	lines := bytes.SplitAfter(b, []byte("\n"))
@@ -81,8 +81,8 @@ func parses(b []byte) bool {
 	return toml.Unmarshal(b, &any) == nil
 }
 
-// describe is go-toml's text of an error. Where that would speak of Go's types, it
-// names the key and what may be written there.
+// describe is go-toml's text of an error. Instead of Go's types it names the key and
+// what may be written there.
 func describe(at *toml.DecodeError) string {
 	text := at.String()
 	cause := strings.TrimPrefix(at.Error(), "toml: ")
@@ -95,7 +95,7 @@ func describe(at *toml.DecodeError) string {
 	return strings.Replace(text, cause, fmt.Sprintf("%s must be %s, not %s", key, wanted(at.Key()), article(got)), 1)
 }
 
-// wanted says what kind of value a key has.
+// wanted describes the kind of value that a key has.
 func wanted(key toml.Key) string {
 	t := reflect.TypeFor[Config]()
 	for _, part := range key {

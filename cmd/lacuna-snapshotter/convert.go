@@ -6,7 +6,8 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/snapshot"
 )
 
-// The objects of the status socket, from the daemon's own. Empty lists are lists.
+// Conversions from the daemon's types to those of the status socket. Empty lists are
+// [] in JSON, not null.
 
 func registriesOf(troubles []registry.Trouble) []statusapi.Registry {
 	list := []statusapi.Registry{}

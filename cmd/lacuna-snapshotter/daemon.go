@@ -42,8 +42,8 @@ func run(ctx context.Context, c *config.Config) error {
 		return err
 	}
 
-	for _, doubt := range doubts(c) {
-		log.Warn("this will go wrong", "reason", doubt)
+	for _, warning := range warnings(c) {
+		log.Warn("the daemon starts, but will fail later", "reason", warning)
 	}
 	client, err := registry.New(registryOptions(c, log))
 	if err != nil {

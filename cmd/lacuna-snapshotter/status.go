@@ -28,8 +28,8 @@ type status struct {
 	cacheLimit  int64
 }
 
-// registryService is the name under which gRPC health tells whether registries
-// answer. The daemon as a whole serves on meanwhile.
+// registryService is the gRPC health service that says whether registries answer. The
+// daemon as a whole goes on serving when they do not.
 const registryService = "lacuna.registry"
 
 // report keeps gRPC health up to date.
@@ -50,8 +50,8 @@ func (s *status) report(ctx context.Context, h *health.Server) {
 	}
 }
 
-// able reports whether layers and transport still come to answer: one that is locked
-// up does not return.
+// able returns if layers, transport and engine answer. Where one of them is deadlocked, it
+// does not return.
 func (s *status) able() {
 	s.transport.Needed()
 	s.layers.Served()
@@ -70,7 +70,7 @@ func (s *status) handler() http.Handler {
 
 func reply(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(v) // the client has gone, if it fails
+	_ = json.NewEncoder(w).Encode(v) // it fails if the client has gone
 }
 
 func (s *status) status() statusapi.Status {
@@ -100,21 +100,21 @@ func (s *status) status() statusapi.Status {
 	}
 	unserved, err := s.snapshotter.Unserved(context.Background())
 	if err != nil {
-		st.Problem = "list of layers that were not served: " + err.Error()
+		st.Problem = "list of unserved layers: " + err.Error()
 	}
 	st.Unserved = unservedOf(unserved)
 	s.look(&st)
 	return st
 }
 
-// look adds what the daemon sees around it.
+// look adds the state of the node: disk, limits, transports that were not chosen.
 func (s *status) look(st *statusapi.Status) {
 	st.CacheLimit, st.PassedOver, st.Problems = s.cacheLimit, []string{}, []string{}
 	for _, reason := range s.transport.passed {
 		st.PassedOver = append(st.PassedOver, reason.Error())
 	}
 	if readOnly(s.root) {
-		st.Problems = append(st.Problems, "the root's file system is read-only: what is not there yet cannot be read, containers get EIO")
+		st.Problems = append(st.Problems, "the root's file system is read-only: reads of holes fail with EIO")
 	}
 	d, err := diskOf(s.root)
 	if err != nil {

@@ -102,7 +102,7 @@ func (e *indexer) push(cmd *cobra.Command) (*index.Pushed, error) {
 	return index.Push(cmd.Context(), e.client, e.image, e.store, func(n int64) { _ = bar.Add64(n) })
 }
 
-// pushOnly pushes what was made before.
+// pushOnly pushes the indexes that the store has.
 func (e *indexer) pushOnly(cmd *cobra.Command) (result, error) {
 	pushed, err := e.push(cmd)
 	if err != nil {

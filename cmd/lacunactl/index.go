@@ -55,7 +55,7 @@ The exit status is 2 where some layers have none.`,
 	return root
 }
 
-// indexSettings are the flags of the commands about indexes.
+// indexSettings are the flags of the index commands.
 type indexSettings struct {
 	*settings
 	euid                  int
@@ -66,7 +66,7 @@ type indexSettings struct {
 	containerd, namespace string
 }
 
-// imageFlags are for commands that ask a registry for an image.
+// imageFlags are those of commands that read an image.
 func (x *indexSettings) imageFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&x.platform, "platform", platforms.DefaultString(), "`platforms` of a multi-platform image, separated by commas, or all; this machine's without the flag")
@@ -79,7 +79,7 @@ func (x *indexSettings) imageFlags(cmd *cobra.Command) {
 	cmd.MarkFlagsMutuallyExclusive("oci-layout", "containerd")
 }
 
-// indexer is an image with the store that its indexes are in.
+// indexer is one image with the store of its indexes.
 type indexer struct {
 	*indexSettings
 	config *config.Config
@@ -87,7 +87,7 @@ type indexer struct {
 	store  *index.Store
 	image  *index.Image
 	ref    string
-	many   bool // there are other platforms
+	many   bool // the image has other platforms
 }
 
 // result is what a command reports about one image.

@@ -17,9 +17,9 @@ type stored struct {
 	Layer  digest.Digest `json:"layer"`
 	Size   int64         `json:"size"`
 	Index  int64         `json:"indexSize"`
-	From   string        `json:"from,omitempty"` // the image that it came with, of a registry
-	Images []string      `json:"images"`         // manifests of images indexed here
-	Note   string        `json:"note,omitempty"` // what is wrong with it
+	From   string        `json:"from,omitempty"` // image that it was downloaded with, from a registry
+	Images []string      `json:"images"`         // manifests of the images whose index was made here
+	Note   string        `json:"note,omitempty"` // why it cannot be used
 }
 
 func listCommand(x *indexSettings) *cobra.Command {
@@ -47,7 +47,7 @@ func listCommand(x *indexSettings) *cobra.Command {
 				return printJSON(out, list)
 			}
 			w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "LAYER\tSIZE\tINDEX\tOF IMAGES")
+			fmt.Fprintln(w, "LAYER\tSIZE\tINDEX\tIMAGES")
 			for _, s := range list {
 				of := strings.Join(s.Images, " ")
 				if s.From != "" {

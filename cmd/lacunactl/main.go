@@ -63,7 +63,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	return exitFailed
 }
 
-// settings are the flags that every command has.
+// settings are the flags of every command.
 type settings struct {
 	configPath string
 	json       bool

@@ -43,7 +43,7 @@ fail, and containers to restart.`,
 	}
 }
 
-// printStatus is for people.
+// printStatus prints the status for people.
 func printStatus(out io.Writer, st *statusapi.Status, now time.Time) {
 	since := func(t time.Time) string {
 		return fmt.Sprintf("%s (%s ago)", t.Format("2006-01-02 15:04:05 MST"), now.Sub(t).Round(time.Second))
@@ -74,10 +74,10 @@ func printStatus(out io.Writer, st *statusapi.Status, now time.Time) {
 		fmt.Fprintf(out, "\nwhy layers are quarantined or left to containerd: lacunactl layers\n")
 	}
 	for _, r := range st.Registries {
-		fmt.Fprintf(out, "\nregistry %s fails since %s, %d times: %s\n", r.Registry, since(r.Since), r.Failures, r.Error)
+		fmt.Fprintf(out, "\nregistry %s has failed since %s, %d times: %s\n", r.Registry, since(r.Since), r.Failures, r.Error)
 	}
 	for _, u := range st.Unserved {
-		fmt.Fprintf(out, "\nlayer %s was not served before %s; restart the containers of these snapshots, which may have read %s in place of holes:\n",
+		fmt.Fprintf(out, "\nlayer %s was not served until %s; restart the containers of these snapshots, whose reads of holes may have given %s:\n",
 			u.Layer.Encoded()[:12], since(u.Found), u.Reads)
 		for _, key := range u.Snapshots {
 			fmt.Fprintf(out, "  %s\n", key)

@@ -24,7 +24,7 @@ func TestStatusForPeople(t *testing.T) {
 		"transport    fuse\n             transport fanotify cannot be used: Linux 6.14 is needed\n",
 		"disk         3000.0 MB of at most 20.0 GB; 1000.0 MB of 100.0 GB free, ext4\n",
 		"\nproblem: less than 5 % is free\n",
-		"registry r.example fails since 2026-01-02 03:01:05 UTC (3m0s ago), 7 times: status 503\n",
+		"registry r.example has failed since 2026-01-02 03:01:05 UTC (3m0s ago), 7 times: status 503\n",
 		"lacunactl layers\n",
 	} {
 		if !strings.Contains(out.String(), want) {

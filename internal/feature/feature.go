@@ -1,6 +1,6 @@
-// Package feature describes what a kernel can or cannot do as values: a name, the
-// release that brought it, and a probe whose result is kept. Package kernel has the
-// list; this package knows none of them, so that every test may use it.
+// Package feature describes features of the kernel as values: a name, the release that
+// introduced it, and a probe whose result is cached. Package kernel has the list of
+// features; this package knows none of them, so that every test may use it.
 package feature
 
 import (
@@ -11,21 +11,20 @@ import (
 )
 
 // ErrMissing is matched by a probe's error where the kernel does not have the
-// feature. After any other error it is not known, for want of a privilege for
-// example.
+// feature. After any other error it is unknown: a privilege may be missing, for example.
 var ErrMissing = errors.New("this kernel does not have it")
 
-// Feature is something that some kernels can do.
+// Feature is a feature that some kernels have.
 type Feature struct {
 	Name string
-	// Since is the release that brought it. Earlier kernels may have it too, since
-	// stable releases and distributions take over changes.
+	// Since is the release that introduced it. Earlier kernels may have it too, since
+	// stable releases and distributions backport changes.
 	Since Version
 	// Until is the last release that has it; zero where it has not been removed.
 	Until Version
 	// Config names the kernel's build option, if it can be left out.
 	Config string
-	// For says what of ours needs it.
+	// For says what needs it.
 	For string
 	// Probe tries it. It returns nil, an error that matches ErrMissing or, where it
 	// cannot tell, any other.
@@ -52,8 +51,8 @@ func (e *Error) Error() string {
 // Unwrap returns the probe's error.
 func (e *Error) Unwrap() error { return e.Err }
 
-// Check probes the feature. What it found once, that the feature is there or is
-// missing, it returns again without another probe.
+// Check probes the feature. It caches the result if the feature is present or missing,
+// and probes again if it was unknown.
 func (f *Feature) Check() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -70,7 +69,7 @@ func (f *Feature) Check() error {
 	return err
 }
 
-// Needs says which kernels have it, for people: "Linux 6.14 with CONFIG_X".
+// Needs says which kernels have it: "Linux 6.14 with CONFIG_X".
 func (f *Feature) Needs() string {
 	var b strings.Builder
 	b.WriteString("Linux " + f.Releases())

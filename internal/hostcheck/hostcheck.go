@@ -1,6 +1,6 @@
-// Package hostcheck lets a test say what it needs of the machine: root, a tool, a
-// kernel feature. Where that is missing the test is skipped visibly; in CI, which
-// promises all of it, the test fails instead.
+// Package hostcheck checks what a test requires of the machine: root, a tool, a kernel
+// feature. Where that is missing the test is skipped visibly; in CI, which must have all
+// of it, the test fails instead.
 package hostcheck
 
 import (
@@ -12,7 +12,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/internal/feature"
 )
 
-// Root needs the test to run as root.
+// Root requires root.
 func Root(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -20,7 +20,7 @@ func Root(t testing.TB) {
 	}
 }
 
-// Tool needs a program and returns its path.
+// Tool requires a program and returns its path.
 func Tool(t testing.TB, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
@@ -30,9 +30,9 @@ func Tool(t testing.TB, name string) string {
 	return path
 }
 
-// Feature needs a feature of the kernel. Only a kernel of another release than those
-// that have it is a reason to skip: otherwise a probe that is wrong would switch tests
-// off.
+// Feature requires a feature of the kernel. The test is skipped only on a kernel of a
+// release that does not have it; where the kernel should have it, the test fails, so
+// that a wrong probe cannot disable tests.
 func Feature(t testing.TB, f *feature.Feature) {
 	t.Helper()
 	err := f.Check()
@@ -45,7 +45,7 @@ func Feature(t testing.TB, f *feature.Feature) {
 	Missing(t, err.Error())
 }
 
-// maySkip says whether a test may be skipped for want of a feature, and why not.
+// maySkip reports whether a test may be skipped after a feature's error, and why not.
 func maySkip(f *feature.Feature, err error) (may bool, why string) {
 	if !errors.Is(err, feature.ErrMissing) {
 		return false, "the probe cannot tell"
@@ -61,7 +61,7 @@ func maySkip(f *feature.Feature, err error) (may bool, why string) {
 	return !f.Expected(kernel), "this kernel, " + release + ", should have it"
 }
 
-// Missing ends the test for want of what.
+// Missing ends a test that requires something that is missing.
 func Missing(t testing.TB, what string) {
 	t.Helper()
 	if os.Getenv("CI") != "" {

@@ -11,7 +11,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/internal/feature"
 )
 
-// openDevice opens a device's node; a module that is needed for it is loaded.
+// openDevice opens a device, for which the kernel may load a module.
 func openDevice(path string) (fd int, err error) {
 	fd, err = unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	switch {
@@ -31,14 +31,14 @@ func probeFUSE() error {
 	return unix.Close(fd)
 }
 
-// probeRestore binds a cache of its own and asks for what a dead daemon has left:
-// only a bound device says whether it knows the command.
+// probeRestore binds a cache of its own and writes the command "restore": the kernel
+// accepts it only for a bound cache.
 func probeRestore() error {
 	fd, err := openDevice("/dev/cachefiles")
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd) // which ends the cache
+	defer unix.Close(fd) // which unbinds the cache
 	dir, err := os.MkdirTemp("/var/tmp", "lacuna-probe-*")
 	if err != nil {
 		return err
@@ -62,7 +62,7 @@ func probeRestore() error {
 }
 
 // probeLoop makes a loop device of one file and changes it to another, which the
-// kernel allows only where the device is read-only and the files are as long.
+// kernel allows if the device is read-only and the files have the same size.
 func probeLoop() error {
 	control, err := openDevice("/dev/loop-control")
 	if err != nil {

@@ -28,9 +28,9 @@ func probeEROFS() error {
 	return unix.Close(fs)
 }
 
-// probeEROFSFile mounts a file that is no EROFS: this program. A kernel that takes
-// files looks for the superblock (EINVAL, and a line in the kernel's log), others want
-// a block device. Nothing is mounted.
+// probeEROFSFile tries to mount a file that is not EROFS: this program. A kernel that
+// can mount files does not find a superblock (EINVAL, and a line in the kernel's log),
+// others require a block device (ENOTBLK). Nothing is mounted.
 func probeEROFSFile() error {
 	fs, err := openContext("erofs")
 	if err != nil {
@@ -49,7 +49,7 @@ func probeEROFSFile() error {
 		if err := unix.Statfs(source, &st); err != nil {
 			return &os.PathError{Op: "statfs", Path: source, Err: err}
 		}
-		switch st.Type { // EROFS reads the page cache of files, which these do not fill
+		switch st.Type { // EROFS reads files through the page cache, in which these have no read_folio
 		case unix.TMPFS_MAGIC, unix.OVERLAYFS_SUPER_MAGIC:
 			return errors.New("this program's file is on tmpfs or overlayfs, from which no kernel mounts EROFS: copy it to a disk to find out")
 		}
@@ -59,8 +59,8 @@ func probeEROFSFile() error {
 	}
 }
 
-// probeFscache gives the option that names a file system in fscache. Kernels that
-// were built without it accept the option, and say so in the context's log.
+// probeFscache sets the option that names a file system in fscache. Kernels that were
+// built without the feature accept the option, but log that it is not supported.
 func probeFscache() error {
 	fs, err := openContext("erofs")
 	if err != nil {

@@ -9,8 +9,9 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/internal/feature"
 )
 
-// probePreContent marks a file that no file system with such events has: a kernel that
-// knows them says so (EOPNOTSUPP), and no reader can come to wait for the probe.
+// probePreContent marks a file on tmpfs, which does not support these events: a kernel
+// that knows them answers EOPNOTSUPP. Since no mark is set, no reader can block on the
+// probe.
 func probePreContent() error {
 	group, err := unix.FanotifyInit(unix.FAN_CLASS_PRE_CONTENT|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK, unix.O_RDONLY|unix.O_LARGEFILE|unix.O_CLOEXEC)
 	switch {
@@ -35,8 +36,8 @@ func probePreContent() error {
 	}
 }
 
-// probeFreezer opens the freezer's version 1 hierarchy, which need not be mounted. A
-// controller that version 2 has taken is busy.
+// probeFreezer opens the freezer's version 1 hierarchy, which need not be mounted
+// anywhere.
 func probeFreezer() error {
 	fs, err := openContext("cgroup")
 	if err != nil {

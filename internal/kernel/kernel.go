@@ -1,6 +1,6 @@
 // Package kernel lists the features of Linux that this project depends on. The
 // choice of a transport, tests and lacunactl kernel use the same values. Probes need
-// root; each undoes what it did.
+// root, and leave nothing behind.
 package kernel
 
 import (
@@ -53,7 +53,7 @@ var Features = []*feature.Feature{EROFS, EROFSFile, PreContent, Fscache, Restore
 // Transport is what the kernel must have for one transport.
 type Transport struct {
 	Name string
-	// Needs has a way to use it in each element: all features of that are needed.
+	// Needs are the alternatives: all features of one of them are needed.
 	Needs [][]*feature.Feature
 }
 
@@ -64,9 +64,9 @@ var Transports = []Transport{
 	{"fuse", [][]*feature.Feature{{FUSE, EROFSFile}, {FUSE, EROFS, Loop}}},
 }
 
-// Check returns nil where the kernel has all that the transport needs in one of the
-// ways to use it, else what each lacks. The file system of the daemon's root may
-// still not suit.
+// Check returns nil where the kernel has all features of one alternative, else the
+// errors of all that are missing. The file system of the daemon's root may still be
+// unsuitable.
 func (t Transport) Check() error {
 	var lacks []error
 	for _, way := range t.Needs {

@@ -1,5 +1,5 @@
-// Package pagetest holds generated parts of documentation pages to the code: a test
-// fails where a part is not what the code gives, and writes it with -update.
+// Package pagetest keeps generated parts of documentation pages up to date: a test fails
+// where a part differs from what the code generates, and writes it with -update.
 package pagetest
 
 import (
@@ -12,7 +12,7 @@ import (
 var update = flag.Bool("update", false, "write the generated parts of documentation pages")
 
 // Section compares the part of a page between the comments "<!-- name -->" and
-// "<!-- end of name -->", each on a line of its own, with what the code gives.
+// "<!-- end of name -->", each on a line of its own, with what the code generates.
 func Section(t testing.TB, path, name, want string) {
 	t.Helper()
 	b, err := os.ReadFile(path)
@@ -29,7 +29,7 @@ func Section(t testing.TB, path, name, want string) {
 		return
 	}
 	if !*update {
-		t.Errorf("%s, part %s, is not what the code gives: go test with -update writes it. It should be\n%s", path, name, want)
+		t.Errorf("%s, part %s, is out of date: run go test with -update. It should be\n%s", path, name, want)
 		return
 	}
 	if err := os.WriteFile(path, []byte(before+begin+want+end+after), 0o644); err != nil { //nolint:gosec // a page of the repository

@@ -1,5 +1,4 @@
-// Package statusapi is what the daemon tells over its status socket: JSON over
-// HTTP. lacunactl --json prints the same objects. Its types are its own, so that a
+// Package statusapi is the protocol of the daemon's status socket: JSON over HTTP. lacunactl --json prints the same objects. Its types are its own, so that a
 // client does not link the daemon, and a change inside the daemon does not change
 // what clients read.
 package statusapi
@@ -10,7 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Status is the daemon at a glance.
+// Status is the state of the daemon.
 type Status struct {
 	Version      string    `json:"version"`
 	Started      time.Time `json:"started"`
