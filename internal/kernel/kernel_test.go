@@ -125,7 +125,7 @@ func TestReleasesAreTheSameEverywhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"fanotify (Linux " + PreContent.Releases() + ")", "cachefiles (" + Fscache.Releases(), "fuse (" + EROFSFile.Releases() + ")",
+		"fanotify (Linux " + PreContent.Releases() + ")", "cachefiles (" + Fscache.Releases(), "fuse (" + EROFSFile.Releases() + ",",
 	} {
 		if !strings.Contains(string(b), want) {
 			t.Errorf("default.toml does not say %q", want)

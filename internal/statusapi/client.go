@@ -21,12 +21,12 @@ const Patience = 5 * time.Second
 const maxAnswer = 64 << 20
 
 var (
-	// ErrNotRunning: no process listens on the socket.
+	// ErrNotRunning means that no process listens on the socket.
 	ErrNotRunning = errors.New("no daemon listens on the socket; systemctl status lacuna-snapshotter says why")
-	// ErrNoAnswer: a process holds the socket, as keepers do while no daemon runs, and
-	// no daemon answers.
+	// ErrNoAnswer means that a process holds the socket, as keepers do while no daemon
+	// runs, and no daemon answers.
 	ErrNoAnswer = errors.New("connected, but no daemon answers: it is stopped, restarting or stuck; systemctl status lacuna-snapshotter says which")
-	// ErrNotAllowed: the caller may not use the socket.
+	// ErrNotAllowed means that the caller may not use the socket.
 	ErrNotAllowed = errors.New("permission denied: only root may ask the daemon")
 )
 
