@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// problems collects what is wrong, by key.
+// problems collects errors of values, by key.
 type problems []problem
 
 type problem struct{ key, text string }
@@ -18,7 +18,7 @@ func (p *problems) add(key, format string, args ...any) {
 	*p = append(*p, problem{key, fmt.Sprintf(format, args...)})
 }
 
-// err is all of them in the order of their keys, nil where there are none.
+// err joins them in the order of their keys; nil where there are none.
 func (p problems) err() error {
 	slices.SortStableFunc(p, func(a, b problem) int { return cmp.Compare(a.key, b.key) })
 	var errs []error
@@ -40,9 +40,15 @@ func (p *problems) oneOf(key, v string, allowed ...string) {
 	}
 }
 
-func (p *problems) between(key string, v, from, to int64) {
+func (p *problems) between(key string, v, from, to int) {
 	if v < from || v > to {
 		p.add(key, "%d is not between %d and %d", v, from, to)
+	}
+}
+
+func (p *problems) size(key string, v, from, to Size) {
+	if v < from || v > to {
+		p.add(key, "%s is not between %s and %s", v, from, to)
 	}
 }
 
@@ -52,27 +58,30 @@ func (p *problems) lasts(key string, d Duration, from, to time.Duration) {
 	}
 }
 
-// Check reports all that is wrong with the values, sorted by key.
+// Check returns all errors of the values, sorted by key.
 func (c *Config) Check() error {
 	p := &problems{}
+	if c.Version != Version {
+		p.add("version", "%d is not %d", c.Version, Version)
+	}
 	p.absolute("root", c.Root)
 	c.checkSockets(p)
 	p.oneOf("log_level", c.LogLevel, "debug", "info", "warn", "error")
 	p.oneOf("log_format", c.LogFormat, "text", "json")
 	p.oneOf("transport", c.Transport, "auto", "fanotify", "cachefiles", "fuse")
 	c.checkTimes(p)
-	p.between("registry.attempts", int64(c.Registry.Attempts), 1, 100)
-	p.between("fetch.concurrent", int64(c.Fetch.Concurrent), 1, 1024)
-	p.between("fetch.background", int64(c.Fetch.Background), 1, int64(c.Fetch.Concurrent))
-	p.between("fetch.max_bytes", int64(c.Fetch.MaxBytes), 64<<10, 256<<20)
-	p.between("backfill.rate", int64(c.Backfill.Rate), 0, 1<<50)
-	p.between("cache.max_bytes", int64(c.Cache.MaxBytes), 0, 1<<50)
+	p.between("registry.attempts", c.Registry.Attempts, 1, 100)
+	p.between("fetch.concurrent", c.Fetch.Concurrent, 1, 1024)
+	p.between("fetch.background", c.Fetch.Background, 1, c.Fetch.Concurrent)
+	p.size("fetch.max_bytes", c.Fetch.MaxBytes, 64<<10, 256<<20)
+	p.size("backfill.rate", c.Backfill.Rate, 0, 1<<50)
+	p.size("cache.max_bytes", c.Cache.MaxBytes, 0, 1<<50)
 	c.checkCachefiles(p)
-	p.between("index.span_size", int64(c.Index.SpanSize), 4096, 4<<20)
-	p.between("index.checkpoint_spacing", int64(c.Index.Spacing), 64<<10, 64<<20)
-	p.between("index.stop_grain", int64(c.Index.Grain), 4096, 4<<20)
-	if c.Index.SpanSize%4096 != 0 {
-		p.add("index.span_size", "%d is not a multiple of 4096", c.Index.SpanSize)
+	p.size("index.span_size", c.Index.SpanSize, 4<<10, 4<<20)
+	p.size("index.checkpoint_spacing", c.Index.Spacing, 64<<10, 64<<20)
+	p.size("index.stop_grain", c.Index.Grain, 4<<10, 4<<20)
+	if c.Index.SpanSize%(4<<10) != 0 {
+		p.add("index.span_size", "%s is not a multiple of 4KiB", c.Index.SpanSize)
 	}
 	return p.err()
 }
@@ -90,8 +99,8 @@ func (c *Config) checkSockets(p *problems) {
 	}
 }
 
-// checkTimes refuses what can only be a slip, such as a time-out that no answer
-// over a network can keep, or one that nobody lives to see.
+// checkTimes refuses values that can only be mistakes: a timeout that no registry can
+// meet, or one of weeks.
 func (c *Config) checkTimes(p *problems) {
 	const day = 24 * time.Hour
 	p.lasts("registry.backoff", c.Registry.Backoff, time.Millisecond, time.Hour)
@@ -105,6 +114,8 @@ func (c *Config) checkTimes(p *problems) {
 	}
 }
 
+// checkCachefiles has the only check of the culling limits, besides that of the kernel,
+// which does not say what is wrong.
 func (c *Config) checkCachefiles(p *problems) {
 	l := c.Cachefiles.Limits
 	for _, l := range []struct {

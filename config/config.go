@@ -1,10 +1,10 @@
-// Package config is the daemon's TOML file: its defaults, how it is read, and
-// what is wrong with it. Only commands import it.
+// Package config reads and checks the daemon's TOML configuration file. Only commands
+// import it.
 //
-// A file need not exist, and need only say what differs from the defaults. An
-// unknown key is an error, with its line, since it is a misspelt one, and so is a
-// value of the wrong kind or without the unit that it needs. Default
-// returns a file with every key and its default, which a test holds against the
+// The file is optional, and needs only the keys that differ from the defaults. An
+// unknown key is an error, since it may be a misspelt one, and so is a value of the
+// wrong kind or without the unit that it needs. [Load] returns all errors at once.
+// [Default] returns a file with every key and its default; a test compares it with the
 // struct.
 package config
 
@@ -15,8 +15,9 @@ import (
 	"os"
 )
 
-// Config is the file.
+// Config is a configuration file. default.toml documents each key.
 type Config struct {
+	Version   int    `toml:"version"` // of the file's format
 	Root      string `toml:"root"`
 	Address   string `toml:"address"`
 	Status    string `toml:"status_address"`
@@ -34,7 +35,7 @@ type Config struct {
 	Index      Index      `toml:"index"`
 }
 
-// Registry is how registries are reached.
+// Registry has the options of requests to registries.
 type Registry struct {
 	HostsDirs    []string `toml:"hosts_dirs"`
 	DockerConfig string   `toml:"docker_config"`
@@ -45,7 +46,7 @@ type Registry struct {
 	Stall        Duration `toml:"stall"`
 }
 
-// Fetch bounds what is fetched at once.
+// Fetch has the limits of fetches.
 type Fetch struct {
 	Concurrent int      `toml:"concurrent"`
 	Background int      `toml:"background"`
@@ -60,18 +61,18 @@ type Backfill struct {
 	Rate    Size     `toml:"rate"`
 }
 
-// Cache is what may stay on disk.
+// Cache has the limit of disk space.
 type Cache struct {
 	MaxBytes Size     `toml:"max_bytes"`
 	Every    Duration `toml:"every"`
 }
 
-// FUSE is how blobs are mounted, where that transport is used.
+// FUSE has the options of the fuse transport.
 type FUSE struct {
 	Loop bool `toml:"loop"`
 }
 
-// Cachefiles is the kernel's cache, where that transport is used.
+// Cachefiles has the options of the cachefiles transport.
 type Cachefiles struct {
 	Dir    string           `toml:"dir"`
 	Tag    string           `toml:"tag"`
@@ -89,7 +90,7 @@ type CachefilesLimits struct {
 	FStop int `toml:"fstop"`
 }
 
-// Index is how indexes are made.
+// Index has the parameters of new indexes.
 type Index struct {
 	SpanSize Size `toml:"span_size"`
 	Spacing  Size `toml:"checkpoint_spacing"`
@@ -99,16 +100,17 @@ type Index struct {
 //go:embed default.toml
 var defaults string
 
-// Default is a file with every key, its default and what it means.
+// Default returns a file with every key, its default and a comment on it.
 func Default() string { return defaults }
 
-// Path is where the file is looked for unless a flag says otherwise.
+// Path is the file's path where no flag gives another.
 const Path = "/etc/lacuna/config.toml"
 
-// Load reads a file over the defaults. A missing file at Path is no error.
+// Load returns the defaults, overridden by a file. A missing file at Path is not an
+// error.
 func Load(path string) (*Config, error) {
 	c := &Config{}
-	if err := decode([]byte(defaults), c); err != nil {
+	if err := errors.Join(decode([]byte(defaults), c), c.Check()); err != nil {
 		return nil, fmt.Errorf("built-in defaults: %w", err)
 	}
 	b, err := os.ReadFile(path)
@@ -118,11 +120,16 @@ func Load(path string) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := decode(b, c); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	if err := c.Check(); err != nil {
+	if err := c.read(b); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return c, nil
+}
+
+// read overrides c with a file, and returns all errors of the file.
+func (c *Config) read(b []byte) error {
+	if err := checkVersion(b); err != nil {
+		return err
+	}
+	return errors.Join(decode(b, c), c.Check())
 }

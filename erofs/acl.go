@@ -12,7 +12,12 @@ const (
 
 	aclVersion    = 2
 	aclHeaderSize = 4
-	aclEntrySize  = 8 // tag, permissions, id
+
+	// struct posix_acl_xattr_entry
+	aclTag       = 0 // e_tag
+	aclPerm      = 2 // e_perm
+	aclID        = 4 // e_id
+	aclEntrySize = 8
 
 	aclUserObj  = 0x01
 	aclUser     = 0x02
@@ -22,11 +27,11 @@ const (
 	aclOther    = 0x20
 )
 
-// checkACL refuses ACLs with which the kernel would not leave things as the tar
-// has them: chmod(2), which comes after the attributes are set, changes an
-// access ACL that does not agree with the mode, and one that says no more than
-// the mode is not kept at all. (A default ACL is refused once something is made
-// in the directory, which would inherit it: see add.)
+// checkACL refuses ACLs that would not come out of containerd's apply as they are in
+// the tar: chmod(2), which comes after the attributes are set, changes an access ACL
+// that does not agree with the mode, and the kernel does not keep one that says no
+// more than the mode. (A default ACL is refused when a file is created in its
+// directory, since the file would inherit it: see add.)
 func (n *Inode) checkACL() error {
 	for _, name := range []string{aclAccess, aclDefault} {
 		value, ok := n.Xattrs[name]
@@ -46,15 +51,15 @@ func (n *Inode) checkACL() error {
 	return nil
 }
 
-// acl is what of a POSIX ACL matters here: the mode that it stands for, and
-// whether it says more than that.
+// acl is the part of a POSIX ACL that matters here: the mode that it is equivalent to,
+// and whether it says more than that.
 type acl struct {
 	mode     uint16
 	extended bool
 }
 
-// parseACL reads an ACL; ok is false for one that the kernel would not take or
-// would give back in another form (posix_acl_valid in fs/posix_acl.c).
+// parseACL reads an ACL; ok is false for one that the kernel would refuse, or would
+// return in another form (posix_acl_valid in fs/posix_acl.c).
 func parseACL(b []byte) (a acl, ok bool) {
 	le := binary.LittleEndian
 	if len(b) < aclHeaderSize || le.Uint32(b) != aclVersion || (len(b)-aclHeaderSize)%aclEntrySize != 0 {
@@ -63,7 +68,7 @@ func parseACL(b []byte) (a acl, ok bool) {
 	var last uint64
 	var seen, group uint16
 	for b = b[aclHeaderSize:]; len(b) > 0; b = b[aclEntrySize:] {
-		tag, perm, id := le.Uint16(b), le.Uint16(b[2:]), le.Uint32(b[4:])
+		tag, perm, id := le.Uint16(b[aclTag:]), le.Uint16(b[aclPerm:]), le.Uint32(b[aclID:])
 		named := tag == aclUser || tag == aclGroup
 		order := uint64(tag)<<32 | uint64(id)
 		if perm > 7 || named == (id == 0xffffffff) || order <= last {
@@ -74,7 +79,7 @@ func parseACL(b []byte) (a acl, ok bool) {
 		switch tag {
 		case aclUserObj:
 			a.mode |= perm << 6
-		case aclGroupObj, aclMask: // the mask is behind the group and counts
+		case aclGroupObj, aclMask: // the mask comes after the group and replaces it
 			group = perm << 3
 		case aclOther:
 			a.mode |= perm

@@ -14,8 +14,8 @@ const (
 )
 
 // setAttributes applies an entry's owner, mode, time and xattrs; those of a
-// hard link's entry go to the inode it shares. A directory that was there keeps
-// the xattrs that the entry does not name.
+// hard link's entry go to the inode that it shares. A directory that exists already
+// keeps the xattrs that the entry does not name.
 func (t *Tree) setAttributes(n *Inode, h *tar.Header) error {
 	uid, gid, err := owner(h)
 	if err != nil {
@@ -45,7 +45,7 @@ func (t *Tree) setAttributes(n *Inode, h *tar.Header) error {
 	return n.checkACL()
 }
 
-// owner refuses what chown(2) takes for "leave it": (uid_t)-1.
+// owner refuses (uid_t)-1, which chown(2) takes for "do not change it".
 func owner(h *tar.Header) (uid, gid uint32, err error) {
 	if h.Uid < 0 || h.Uid >= math.MaxUint32 || h.Gid < 0 || h.Gid >= math.MaxUint32 {
 		return 0, 0, fmt.Errorf("owner %d:%d %w", h.Uid, h.Gid, ErrUnsupported)
@@ -53,8 +53,8 @@ func owner(h *tar.Header) (uid, gid uint32, err error) {
 	return uint32(h.Uid), uint32(h.Gid), nil
 }
 
-// boundTime is containerd's: times before 1970 become 1970, and so do those
-// past what nanoseconds in 63 bits can hold.
+// boundTime is containerd's: times before 1970 become 1970, and so do times that
+// do not fit into 63 bits of nanoseconds.
 func boundTime(m time.Time) Time {
 	if m.Before(time.Unix(0, 0)) || m.After(time.Unix(0, math.MaxInt64)) {
 		return Time{}

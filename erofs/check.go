@@ -1,13 +1,13 @@
 package erofs
 
-// Check verifies a whole bootstrap for a blob of the given size in bytes: the
-// kernel is shown nothing that has not been looked at.
+// Check verifies a whole bootstrap for a blob of the given size in bytes, before the
+// kernel reads any of it.
 //
 // What the kernel reads, by its files in fs/erofs (Linux 6.12 and 6.18), and
 // where it is checked here:
 //
 //	super.c     struct erofs_super_block,      decodeSuper: the bytes are those that encode
-//	            struct erofs_deviceslot        writes, but for checksum, root, inodes, sizes
+//	            struct erofs_deviceslot        writes, except checksum, root, inodes, sizes
 //	            checksum, blocks               decodeSuper
 //	            blocks of the device           Check, against the blob
 //	            root_nid                       Walk: a directory
@@ -19,8 +19,8 @@ package erofs
 //	            fast symlinks                  readInode: length, no NUL
 //	data.c      flat and inline layouts        content: bounds, tail within a block
 //	            struct erofs_inode_chunk_index readChunks: device, bounds of the blob
-//	dir.c,      struct erofs_dirent            readDir: order, names, no bytes behind them
-//	namei.c     "." and ".."                   enter: there, and right
+//	dir.c,      struct erofs_dirent            readDir: order, names, no bytes after them
+//	namei.c     "." and ".."                   enter: present, and right
 //	            file_type                      Walk: that of the inode
 //	            the tree                       enter: no directory has two parents
 //	xattr.c     struct erofs_xattr_ibody_...   readXattrs: count, no name filter
@@ -42,7 +42,7 @@ func Check(data []byte, blobSize int64) error {
 
 // Walk calls f for every name but "." and ".." with its path from the root
 // (no leading slash; the root is ""), parents before children, in the order of
-// names. It fails on whatever the kernel should not be given; see [Check].
+// names. It fails on anything that the kernel should not read; see [Check].
 func (m *Image) Walk(f func(path string, info *FileInfo) error) error {
 	w := walk{m: m, f: f, links: map[uint64]uint32{}, room: namesBase + namesShare*int64(len(m.data))}
 	m.worked = 0
@@ -81,7 +81,7 @@ type walk struct {
 	m     *Image
 	f     func(path string, info *FileInfo) error
 	stack []level
-	links map[uint64]uint32 // link counts by what was found
+	links map[uint64]uint32 // link counts, from the names found
 	room  int64             // bytes of paths left
 }
 
@@ -94,8 +94,8 @@ type level struct {
 
 func (f *FileInfo) isDir() bool { return f.Mode&ModeType == ModeDir }
 
-// enter reads a directory, which must know itself and its parent, and must not
-// have been entered before: else it had two parents, or was its own ancestor.
+// enter reads a directory. Its "." and ".." must lead to itself and its parent, and it
+// must not have been entered before: it would have two parents, or be its own ancestor.
 func (w *walk) enter(dir, parent *FileInfo, path string) error {
 	if w.links[dir.Nid] > 0 {
 		return corrupt("directory %d has two parents", dir.Nid)
@@ -152,7 +152,7 @@ func (w *walk) visit(e dirEntry, dir *FileInfo, path string) error {
 	return nil
 }
 
-// finish compares counts.
+// finish compares the counts of inodes and names.
 func (w *walk) finish() error {
 	if uint64(len(w.links)) != w.m.Inodes {
 		return corrupt("%d inodes, the superblock says %d", len(w.links), w.m.Inodes)

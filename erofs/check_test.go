@@ -46,7 +46,7 @@ func exampleLayer(t testing.TB) []byte {
 
 // mend writes the checksum, which would shield everything behind it.
 func mend(image []byte) []byte {
-	binary.LittleEndian.PutUint32(image[superOffset+4:], superChecksum(image))
+	binary.LittleEndian.PutUint32(image[superOffset+sbChecksum:], superChecksum(image))
 	return image
 }
 
@@ -253,7 +253,7 @@ func entry(image []byte, dir *Inode, name string) where {
 	for i, d := range dir.dirents(dir) {
 		if d.name == name {
 			e := at + i*direntSize
-			return where{e, at + int(binary.LittleEndian.Uint16(image[e+8:]))}
+			return where{e, at + int(binary.LittleEndian.Uint16(image[e+direntNameOff:]))}
 		}
 	}
 	panic(name)

@@ -176,7 +176,7 @@ func TestCostOfBootstraps(t *testing.T) {
 	}{
 		"inodes with all attributes": {tar.TypeFifo, func(b []byte, at int) {
 			rawInode{mode: ModeFifo, nlink: 1}.encode(b[at:])
-			binary.LittleEndian.PutUint16(b[at+2:], 0xffff)
+			binary.LittleEndian.PutUint16(b[at+inodeXattrCount:], 0xffff)
 		}},
 		"inodes with all chunks": {tar.TypeReg, func(b []byte, at int) {
 			rawInode{mode: ModeRegular, layout: layoutChunk, size: 1 << 28, union: chunkIndexes, nlink: 1}.encode(b[at:])
@@ -207,7 +207,7 @@ func TestCostOfBootstraps(t *testing.T) {
 			first = uint32(len(image) / BlockSize)
 			image = append(image, bytes.Repeat([]byte("t"), maxSmall-len(image))...)
 			clear(image[(first+1)*BlockSize-1:]) // the block's end, since a longest symlink is shorter
-			binary.LittleEndian.PutUint32(image[superOffset+36:], uint32(len(image)/BlockSize))
+			binary.LittleEndian.PutUint32(image[superOffset+sbBlocks:], uint32(len(image)/BlockSize))
 			for _, n := range tree.root.children {
 				tc.damage(image, int(n.place.at))
 			}

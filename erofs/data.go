@@ -7,7 +7,7 @@ import (
 )
 
 // readContent reads the bytes of a regular entry, also of one that has no file
-// in the tree (n is nil): what tar.Reader skips would be taken for headers.
+// in the tree (n is nil): tar.Reader would take bytes that it skips for headers.
 func (t *Tree) readContent(n *Inode, h *tar.Header, headers []byte, src *tarSource) error {
 	if h.Size > t.maxBlob() {
 		return fmt.Errorf("%w file of %d bytes: at most %d", ErrInvalid, h.Size, t.maxBlob())
@@ -29,7 +29,7 @@ func (t *Tree) readContent(n *Inode, h *tar.Header, headers []byte, src *tarSour
 	return nil
 }
 
-// readData gives a regular file its place in the blob and hands its bytes on.
+// readData gives a regular file its place in the blob and passes on its bytes.
 func (t *Tree) readData(n *Inode, runs []sparseRun, sparse bool, src *tarSource) (err error) {
 	if sparse {
 		err = t.placeSparse(n, runs, src.off)
@@ -125,18 +125,18 @@ func (n *Inode) chunks() []uint32 {
 	return addr
 }
 
-// tarSource is the stream under a tar.Reader. It knows its offset, keeps the
-// raw headers of an entry for what tar.Reader does not tell, and lets file
-// contents be read past the tar.Reader, which would make up the zeros of every
-// hole, terabytes where a header says so.
+// tarSource is the stream under a tar.Reader. It knows its offset, keeps an entry's
+// raw headers, since tar.Reader does not return all of their contents, and can be read
+// directly for file contents: tar.Reader would produce the zeros of every hole,
+// terabytes of them where a header says so.
 type tarSource struct {
 	r    io.Reader
 	off  int64
-	owed int64 // bytes taken past the tar.Reader, which will still skip them
+	owed int64 // bytes that were read directly, which the tar.Reader will skip later
 
 	capturing bool
 	headers   []byte
-	skipped   [8 << 10]byte // of no use to anybody
+	skipped   [8 << 10]byte // contents that are not used
 }
 
 // maxHeaders is more than the special entries that archive/tar itself accepts,
@@ -160,11 +160,11 @@ func (s *tarSource) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// startHeaders begins to keep what is read.
+// startHeaders begins to keep the bytes that are read.
 func (s *tarSource) startHeaders() { s.capturing, s.headers = true, s.headers[:0] }
 
-// stopHeaders returns what was read, from the first header block on. It is
-// valid until startHeaders.
+// stopHeaders returns the bytes read since startHeaders, from the first header block
+// on. They are valid until the next startHeaders.
 func (s *tarSource) stopHeaders() []byte {
 	s.capturing = false
 	padding := (s.off - int64(len(s.headers))) & (tarBlock - 1)

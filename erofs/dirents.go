@@ -23,7 +23,7 @@ func (n *Inode) dirents(parent *Inode) []dirent {
 	return list
 }
 
-// directoryBlocks groups entries as they share a block. Each block holds its
+// directoryBlocks groups the entries that share a block. Each block holds its
 // entries' structs first and then their names.
 func directoryBlocks(list []dirent) (blocks [][]dirent, sizes []int) {
 	start, size := 0, 0
@@ -64,9 +64,9 @@ func encodeDirents(b []byte, list []dirent) {
 	name := direntSize * len(list)
 	for i, d := range list {
 		e := b[i*direntSize:]
-		le.PutUint64(e[0:], d.n.nid())
-		le.PutUint16(e[8:], uint16(name))
-		e[10] = direntType(d.n.Mode)
+		le.PutUint64(e[direntNid:], d.n.nid())
+		le.PutUint16(e[direntNameOff:], uint16(name))
+		e[direntFileType] = direntType(d.n.Mode)
 		name += copy(b[name:], d.name)
 	}
 }

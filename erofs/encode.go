@@ -11,7 +11,7 @@ type place struct {
 	at     int64 // offset of the inode in the bootstrap, a multiple of slotSize
 	layout uint8
 	xattrs []byte
-	tail   []byte // behind the xattrs: inline data or chunk indexes
+	tail   []byte // after the xattrs: inline data or chunk indexes
 	data   []byte // whole blocks elsewhere: the rest of a directory, a long symlink
 	block  uint32 // where data begins
 }
@@ -19,8 +19,8 @@ type place struct {
 func (n *Inode) nid() uint64 { return uint64(n.place.at) >> slotBits }
 
 // Encode writes the bootstrap: the superblock with the device slot, the root
-// inode, shared extended attributes, the other inodes with what is inline, then
-// blocks of directories that are not. The same tree gives the same bytes.
+// inode, shared extended attributes, the other inodes with their inline data, then
+// the blocks of directories that are not inline. The same tree gives the same bytes.
 func (t *Tree) Encode() ([]byte, error) {
 	inodes := t.inodes()
 	shared := shareXattrs(inodes)
@@ -63,7 +63,7 @@ func (t *Tree) layOut(inodes []*Inode, shared *sharedXattrs) int64 {
 	for i, n := range inodes {
 		n.place = place{xattrs: shared.body(n)}
 		n.chooseLayout()
-		at = n.settle(at)
+		at = n.put(at)
 		if i == 0 {
 			shared.at = at
 			n.place.xattrs = shared.body(n)
@@ -80,8 +80,9 @@ func (t *Tree) layOut(inodes []*Inode, shared *sharedXattrs) int64 {
 	return at
 }
 
-// chooseLayout sizes what belongs to the inode. Directory entries hold numbers
-// that are known only once all places are: here they are zeros.
+// chooseLayout chooses the inode's layout and sizes its data. Directory entries hold
+// inode numbers, which are known only when all inodes have their places: here they are
+// zeros.
 func (n *Inode) chooseLayout() {
 	p := &n.place
 	head := extendedInodeSize + len(p.xattrs)
@@ -103,8 +104,8 @@ func (n *Inode) chooseLayout() {
 		}
 		// Inline data must not cross a block, so it has to fit beside the
 		// inode in one (fs/erofs/inode.c, erofs_fill_symlink). Where the last
-		// block is full there is no tail, and no inline layout: the kernel takes
-		// the last block for it (fs/erofs/data.c, erofs_map_blocks_flatmode).
+		// block is full there is no tail, and no inline layout: the kernel would
+		// take the last block for the tail (fs/erofs/data.c, erofs_map_blocks_flatmode).
 		whole := len(content) / BlockSize * BlockSize
 		if n.isDir() && len(content) > whole && head+len(content)-whole <= BlockSize/2 || !n.isDir() && head+len(content) <= BlockSize {
 			if !n.isDir() {
@@ -122,14 +123,15 @@ func appendChunkIndex(b []byte, addr uint32) []byte {
 	if addr == nullBlock {
 		device = 0
 	}
-	b = binary.LittleEndian.AppendUint16(b, 0)
-	b = binary.LittleEndian.AppendUint16(b, device)
-	return binary.LittleEndian.AppendUint32(b, addr)
+	var e [chunkIndexSize]byte
+	binary.LittleEndian.PutUint16(e[chunkDevice:], device)
+	binary.LittleEndian.PutUint32(e[chunkBlock:], addr)
+	return append(b, e[:]...)
 }
 
-// settle finds the first place from at on where the inode fits and returns
-// where the next may begin.
-func (n *Inode) settle(at int64) int64 {
+// put gives the inode the first place from at on where it fits, and returns where the
+// next may begin.
+func (n *Inode) put(at int64) int64 {
 	p := &n.place
 	need := int64(extendedInodeSize)
 	if p.layout == layoutInline {
@@ -188,5 +190,5 @@ func (t *Tree) encodeSuper(out []byte, inodes int) {
 		rootNid: t.root.nid(), inodes: uint64(inodes),
 		blocks: uint32(len(out) / BlockSize), blobBlocks: uint32(t.BlobSize / BlockSize),
 	}.encode(out[superOffset:])
-	binary.LittleEndian.PutUint32(out[superOffset+4:], superChecksum(out))
+	binary.LittleEndian.PutUint32(out[superOffset+sbChecksum:], superChecksum(out))
 }

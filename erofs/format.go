@@ -1,14 +1,13 @@
 package erofs
 
-// From fs/erofs/erofs_fs.h, Linux 6.12.
+// From fs/erofs/erofs_fs.h, Linux 6.12. offsets.go has the structs.
 const (
-	// BlockSize is the only block size this package writes: that of a page on
-	// all machines we run on, and the one every kernel with EROFS mounts.
+	// BlockSize is the only block size that this package writes: the page size of
+	// all supported machines, and the one that every kernel with EROFS mounts.
 	BlockSize = 4096
 	blockBits = 12
 
 	superOffset = 1024
-	superSize   = 128
 	superMagic  = 0xE0F5E1E2
 
 	compatSuperChecksum = 0x1
@@ -17,25 +16,17 @@ const (
 	incompatChunkedFile = 0x4
 	incompatDeviceTable = 0x8
 
-	deviceSlotSize = 128
-
-	slotBits          = 5 // a nid counts slots of 32 bytes
-	slotSize          = 1 << slotBits
-	extendedInodeSize = 64
+	slotBits = 5 // a nid counts slots of 32 bytes
+	slotSize = 1 << slotBits
 
 	layoutPlain  = 0 // EROFS_INODE_FLAT_PLAIN
 	layoutInline = 2 // EROFS_INODE_FLAT_INLINE
 	layoutChunk  = 4 // EROFS_INODE_CHUNK_BASED
 
-	chunkBitsMask  = 0x1f // EROFS_CHUNK_FORMAT_BLKBITS_MASK
-	chunkIndexes   = 0x20 // EROFS_CHUNK_FORMAT_INDEXES
-	chunkIndexSize = 8
-	nullBlock      = 0xffffffff // EROFS_NULL_ADDR
+	chunkBitsMask = 0x1f       // EROFS_CHUNK_FORMAT_BLKBITS_MASK
+	chunkIndexes  = 0x20       // EROFS_CHUNK_FORMAT_INDEXES
+	nullBlock     = 0xffffffff // EROFS_NULL_ADDR
 
-	direntSize = 12
-
-	xattrHeaderSize = 12
-	xattrEntrySize  = 4
 	maxSharedXattrs = 255 // h_shared_count is one byte
 
 	xattrUser       = 1 // EROFS_XATTR_INDEX_USER and so on

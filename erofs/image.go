@@ -6,9 +6,8 @@ import (
 	"strings"
 )
 
-// Image reads a bootstrap as this package writes them. It trusts nothing:
-// every offset is checked, and what Encode never writes is refused. It is for
-// one goroutine.
+// Image reads a bootstrap of the form that this package writes. It checks every
+// offset, and refuses everything that Encode never writes. It is for one goroutine.
 type Image struct {
 	BlobBlocks uint32 // blocks of the blob
 	Inodes     uint64 // as the superblock says
@@ -39,11 +38,11 @@ func Open(data []byte) (*Image, error) {
 	}, nil
 }
 
-// work counts bytes that are looked at. In a good bootstrap no byte belongs to
-// two things; in a hostile one a few may belong to very many.
+// work counts the bytes that are read. In a good bootstrap every byte belongs to one
+// object; in a hostile one a few bytes may belong to very many.
 func (m *Image) work(n int64) error {
 	if m.worked += n; m.worked > workBase+workShare*int64(len(m.data)) {
-		return corrupt("parts that overlap")
+		return corrupt("objects that overlap")
 	}
 	return nil
 }
@@ -55,8 +54,8 @@ type dirEntry struct {
 	typ  uint8
 }
 
-// readDir reads a directory in the order of names, which fs/erofs/namei.c
-// searches by.
+// readDir reads a directory, which must be in the order of names: fs/erofs/namei.c
+// searches by it.
 func (m *Image) readDir(f *FileInfo) ([]dirEntry, error) {
 	parts, err := m.content(f)
 	if err != nil {
@@ -67,18 +66,18 @@ func (m *Image) readDir(f *FileInfo) ([]dirEntry, error) {
 		if len(b) < direntSize {
 			return nil, corrupt("directory %d: %d bytes", f.Nid, len(b))
 		}
-		first := int(binary.LittleEndian.Uint16(b[8:]))
+		first := int(binary.LittleEndian.Uint16(b[direntNameOff:]))
 		if first < direntSize || first%direntSize != 0 || first > len(b) {
 			return nil, corrupt("directory %d: name offset %d", f.Nid, first)
 		}
 		count := first / direntSize
 		for i := range count {
 			e := b[i*direntSize:]
-			from, to := int(binary.LittleEndian.Uint16(e[8:])), len(b)
+			from, to := int(binary.LittleEndian.Uint16(e[direntNameOff:])), len(b)
 			if i+1 < count {
-				to = int(binary.LittleEndian.Uint16(e[direntSize+8:]))
+				to = int(binary.LittleEndian.Uint16(e[direntSize+direntNameOff:]))
 			}
-			if from < first || from > to || to > len(b) || e[11] != 0 {
+			if from < first || from > to || to > len(b) || e[direntReserved] != 0 {
 				return nil, corrupt("directory %d: name at [%d,%d)", f.Nid, from, to)
 			}
 			name := string(b[from:to])
@@ -86,14 +85,14 @@ func (m *Image) readDir(f *FileInfo) ([]dirEntry, error) {
 				var rest string
 				name, rest, _ = strings.Cut(name, "\x00")
 				if strings.Trim(rest, "\x00") != "" {
-					return nil, corrupt("directory %d: bytes behind the last name", f.Nid)
+					return nil, corrupt("directory %d: bytes after the last name", f.Nid)
 				}
 			}
 			if name == "" || len(name) > maxName || strings.ContainsAny(name, "/\x00") ||
 				len(list) > 0 && name <= list[len(list)-1].name {
 				return nil, corrupt("directory %d: name %.40q", f.Nid, name)
 			}
-			list = append(list, dirEntry{name, binary.LittleEndian.Uint64(e), e[10]})
+			list = append(list, dirEntry{name, binary.LittleEndian.Uint64(e[direntNid:]), e[direntFileType]})
 		}
 	}
 	return list, nil

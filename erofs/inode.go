@@ -25,49 +25,50 @@ type rawInode struct {
 // and i_reserved2 stay zero.
 func (r rawInode) encode(b []byte) {
 	le := binary.LittleEndian
-	le.PutUint16(b[0:], 1|uint16(r.layout)<<1)
+	le.PutUint16(b[inodeFormat:], formatExtended|uint16(r.layout)<<formatLayoutShift)
 	if r.xattrs > 0 {
-		le.PutUint16(b[2:], uint16((r.xattrs-xattrHeaderSize)/4+1))
+		le.PutUint16(b[inodeXattrCount:], uint16((r.xattrs-xattrHeaderSize)/xattrUnit+1))
 	}
-	le.PutUint16(b[4:], r.mode)
-	le.PutUint64(b[8:], uint64(r.size))
-	le.PutUint32(b[16:], r.union)
-	le.PutUint32(b[20:], r.number)
-	le.PutUint32(b[24:], r.uid)
-	le.PutUint32(b[28:], r.gid)
-	le.PutUint64(b[32:], uint64(r.mtime.Sec))
-	le.PutUint32(b[40:], r.mtime.Nsec)
-	le.PutUint32(b[44:], r.nlink)
+	le.PutUint16(b[inodeMode:], r.mode)
+	le.PutUint64(b[inodeFileSize:], uint64(r.size))
+	le.PutUint32(b[inodeUnion:], r.union)
+	le.PutUint32(b[inodeNumber:], r.number)
+	le.PutUint32(b[inodeUID:], r.uid)
+	le.PutUint32(b[inodeGID:], r.gid)
+	le.PutUint64(b[inodeMtime:], uint64(r.mtime.Sec))
+	le.PutUint32(b[inodeMtimeNsec:], r.mtime.Nsec)
+	le.PutUint32(b[inodeNlink:], r.nlink)
 }
 
 // decodeInode is the reverse of encode, and refuses what encode does not write.
 func decodeInode(b []byte) (rawInode, bool) {
 	le := binary.LittleEndian
 	r := rawInode{
-		layout: uint8(le.Uint16(b) >> 1 & 7), mode: le.Uint16(b[4:]), size: int64(le.Uint64(b[8:])),
-		union: le.Uint32(b[16:]), number: le.Uint32(b[20:]), uid: le.Uint32(b[24:]), gid: le.Uint32(b[28:]),
-		mtime: Time{int64(le.Uint64(b[32:])), le.Uint32(b[40:])}, nlink: le.Uint32(b[44:]),
+		layout: uint8(le.Uint16(b[inodeFormat:]) >> formatLayoutShift & formatLayoutMask),
+		mode:   le.Uint16(b[inodeMode:]), size: int64(le.Uint64(b[inodeFileSize:])),
+		union: le.Uint32(b[inodeUnion:]), number: le.Uint32(b[inodeNumber:]), uid: le.Uint32(b[inodeUID:]), gid: le.Uint32(b[inodeGID:]),
+		mtime: Time{int64(le.Uint64(b[inodeMtime:])), le.Uint32(b[inodeMtimeNsec:])}, nlink: le.Uint32(b[inodeNlink:]),
 	}
-	if n := int(le.Uint16(b[2:])); n > 0 {
-		r.xattrs = xattrHeaderSize + (n-1)*4
+	if n := int(le.Uint16(b[inodeXattrCount:])); n > 0 {
+		r.xattrs = xattrHeaderSize + (n-1)*xattrUnit
 	}
 	var again [extendedInodeSize]byte
 	r.encode(again[:])
 	return r, string(again[:]) == string(b[:extendedInodeSize]) && r.bounded()
 }
 
-// bounded says whether the numbers are such as tars can bring about: owners that
-// are not "none", times of 63 bits of nanoseconds since 1970, sizes that a blob
-// can have, and an attribute header only before attributes (the kernel answers
-// EOPNOTSUPP to an empty one: fs/erofs/xattr.c).
+// bounded reports whether a tar can lead to these numbers: owners that are not -1,
+// times of 63 bits of nanoseconds since 1970, sizes that a blob can have, and an
+// attribute header only before attributes (the kernel answers EOPNOTSUPP to an empty
+// one: fs/erofs/xattr.c).
 func (r rawInode) bounded() bool {
 	return r.uid != math.MaxUint32 && r.gid != math.MaxUint32 &&
 		r.mtime.Sec >= 0 && r.mtime.Sec <= math.MaxInt64/1_000_000_000 && r.mtime.Nsec < 1_000_000_000 &&
 		r.size >= 0 && r.size <= maxBlob && r.xattrs != xattrHeaderSize && r.nlink > 0
 }
 
-// FileInfo is an inode as the bootstrap has it. Whoever gets one does not change
-// it: several names may share it.
+// FileInfo is an inode as the bootstrap has it. Callers must not change it: several
+// names may share it.
 type FileInfo struct {
 	Nid    uint64
 	Mode   uint16
@@ -86,7 +87,7 @@ type FileInfo struct {
 
 	layout uint8
 	union  uint32
-	tail   int64 // offset of what follows the attributes
+	tail   int64 // offset of the first byte after the attributes
 }
 
 // Xattr is an extended attribute with its full name.
@@ -128,7 +129,7 @@ func (m *Image) inode(nid uint64) (*FileInfo, error) {
 	return f, nil
 }
 
-// readInode checks what is particular to each type of file.
+// readInode checks the fields whose meaning depends on the type of file.
 func (m *Image) readInode(f *FileInfo) error {
 	typ := f.Mode & ModeType
 	switch {
@@ -137,7 +138,7 @@ func (m *Image) readInode(f *FileInfo) error {
 	case typ == ModeRegular && f.Size > 0 && f.layout == layoutChunk:
 		return m.readChunks(f)
 	case typ == ModeDir:
-		return nil // readDir does it, once
+		return nil // readDir reads its entries, once
 	case typ == ModeSymlink && f.Size > 0 && f.Size <= maxPath:
 		parts, err := m.content(f)
 		if err != nil {
@@ -172,7 +173,7 @@ func (m *Image) readChunks(f *FileInfo) error {
 	f.Chunks = make([]uint32, count)
 	for i := range f.Chunks {
 		e := m.data[at+int64(i)*chunkIndexSize:]
-		advise, device, addr := binary.LittleEndian.Uint16(e), binary.LittleEndian.Uint16(e[2:]), binary.LittleEndian.Uint32(e[4:])
+		advise, device, addr := binary.LittleEndian.Uint16(e[chunkAdvise:]), binary.LittleEndian.Uint16(e[chunkDevice:]), binary.LittleEndian.Uint32(e[chunkBlock:])
 		size := min(f.ChunkSize, f.Size-int64(i)*f.ChunkSize)
 		blocks := (size + BlockSize - 1) / BlockSize
 		hole := addr == nullBlock
@@ -185,15 +186,15 @@ func (m *Image) readChunks(f *FileInfo) error {
 	return nil
 }
 
-// content is the data of a directory or symlink: whole blocks, and the inline
-// tail. The two are not neighbours, so it returns parts of a block each.
+// content is the data of a directory or symlink: whole blocks, and the inline tail.
+// These are not contiguous, so it returns one part for each block.
 func (m *Image) content(f *FileInfo) (parts [][]byte, err error) {
 	if err := m.work(f.Size); err != nil {
 		return nil, err
 	}
 	whole, end := f.Size, int64(len(m.data))
 	if f.layout == layoutInline {
-		// The kernel takes the last block for the tail, even a full one.
+		// The kernel takes the last block for the tail, even when it is full.
 		whole = (f.Size - 1) / BlockSize * BlockSize
 	} else if f.layout != layoutPlain {
 		return nil, corrupt("inode %d: layout %d", f.Nid, f.layout)
@@ -205,9 +206,9 @@ func (m *Image) content(f *FileInfo) (parts [][]byte, err error) {
 		for off := int64(0); off < whole; off += BlockSize {
 			parts = append(parts, m.data[at+off:at+min(whole, off+BlockSize)])
 		}
-		// Looking a name up, the kernel reads to the end of the block.
+		// When it looks up a name, the kernel reads to the end of the block.
 		if !zeros(m.data[at+whole : at+alignUp(whole, BlockSize)]) {
-			return nil, corrupt("inode %d: bytes behind its end", f.Nid)
+			return nil, corrupt("inode %d: bytes after its end", f.Nid)
 		}
 	} else if f.union != 0 {
 		return nil, corrupt("inode %d: block %d", f.Nid, f.union)

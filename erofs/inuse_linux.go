@@ -7,23 +7,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// InUse reports whether anybody has a bootstrap's file open: a superblock that was
-// mounted from it, a loop device that one was mounted from, or a process. A
-// superblock has it open as long as anybody can reach the file system: through a
-// mountpoint in any mount namespace, an open file or working directory of a mount
-// that was unmounted lazily, or an overlay, which has a private clone of the mount
-// of each lower directory that nobody sees or can unmount. So only false says that
-// no read of the file system comes any more. It may be true for a moment longer:
-// whoever opens the file to read it counts, too. After an error nothing is known:
-// callers must take that for true.
+// InUse reports whether a bootstrap's file is open: by a superblock that was mounted
+// from it, by a loop device that one was mounted from, or by a process. A superblock
+// has it open as long as a process can reach the file system: through a mountpoint in
+// any mount namespace, through an open file or working directory of a mount that was
+// unmounted lazily, or through an overlay, which has a private clone of the mount of
+// each lower directory that no mount table shows and no process can unmount. So only
+// false means that the file system is read no more. The result may be true for a
+// moment longer, since a process that opens the file to read it counts, too. After an
+// error the state is unknown: callers must treat it as true.
 //
-// It says nothing of a file system that is mounted while it looks: whoever calls it
+// The result does not cover a file system that is mounted during the call: the caller
 // must not mount at the same time. The file must be the one that was mounted, not
-// another of the same content. The process needs to own the file, or CAP_LEASE.
+// another with the same content. The process needs to own the file, or CAP_LEASE.
 //
-// The kernel grants a write lease only where nobody but the lease's own descriptor
-// has the inode open (fs/locks.c, check_conflicting_open; it counts descriptors
-// opened to read, whatever opened them, and before Linux 5.3 every reference).
+// The kernel grants a write lease only if no descriptor except the lease's own has
+// the inode open (fs/locks.c, check_conflicting_open; it counts descriptors that were
+// opened for reading, by processes and by the kernel, and before Linux 5.3 every
+// reference).
 func InUse(bootstrap string) (bool, error) {
 	fd, err := unix.Open(bootstrap, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -37,7 +38,7 @@ func InUse(bootstrap string) (bool, error) {
 	if err != nil {
 		return true, &os.PathError{Op: "lease", Path: bootstrap, Err: err}
 	}
-	// At once: until then whoever opens the file waits.
+	// At once: until then a process that opens the file waits.
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_UNLCK); err != nil {
 		return true, &os.PathError{Op: "end the lease of", Path: bootstrap, Err: err}
 	}

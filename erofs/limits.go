@@ -5,11 +5,11 @@ import (
 	"fmt"
 )
 
-// ErrInvalid is matched by errors that the input is to blame for.
+// ErrInvalid is matched by errors about invalid input.
 var ErrInvalid = errors.New("invalid")
 
-// ErrUnsupported is matched by errors about layers that containerd might unpack
-// and this package does not turn into EROFS. They should be left to containerd.
+// ErrUnsupported is matched by errors about layers that containerd might unpack, and
+// that this package does not convert. The caller should leave them to containerd.
 var ErrUnsupported = errors.New("cannot be indexed, leave the layer to containerd")
 
 // Limits bound what a tar can make this package allocate.
@@ -19,7 +19,7 @@ type Limits struct {
 	BlobSize  int64 // bytes of blob, and of one file; at most 8 TiB
 }
 
-// DefaultLimits allow every image we have seen with room to spare.
+// DefaultLimits allow every image that was tried, with room to spare.
 var DefaultLimits = Limits{
 	Inodes:    8 << 20,
 	XattrSize: 60 << 10, // i_xattr_icount counts 4-byte units in 16 bits
@@ -28,11 +28,11 @@ var DefaultLimits = Limits{
 
 const (
 	maxName  = 255      // NAME_MAX
-	maxPath  = 4095     // PATH_MAX less its NUL
+	maxPath  = 4095     // PATH_MAX without the NUL
 	maxLinks = 255      // as containerd's continuity/fs.RootPath
 	maxXattr = 64 << 10 // XATTR_SIZE_MAX
 
-	// maxBlob is half of what blob addresses reach: 32 bits of blocks, of which
+	// maxBlob is half of what blob addresses can address: 32 bits of blocks, of which
 	// one number means a hole (struct erofs_inode_chunk_index).
 	maxBlob = 8 << 40
 
@@ -41,19 +41,20 @@ const (
 	maxChunks = 1 << 16
 )
 
-// What a tar may cost grows with the bytes of it that were read, so that a small
-// one cannot cost much, whatever it says. Ordinary layers use a small part.
+// The memory and time that a tar may cost grow with the bytes of it that were read, so
+// that a small tar cannot cost much, whatever its headers say. Ordinary layers use a
+// small part of what is allowed.
 const (
 	impliedBase, impliedShare = 4096, 64      // a directory for 64 bytes: 8 for the smallest entry
 	lookupBase, lookupShare   = 8 << 20, 8    // bytes of paths and symlinks followed
 	chunkBase, chunkShare     = 256 << 10, 64 // chunk indexes of sparse files
 	blobBase, blobShare       = 256 << 20, 16 // bytes of blob; a file of one byte takes 4096 for 512
-	lookupStep                = 16            // bytes that following one name counts for
-	namesBase, namesShare     = 8 << 20, 16   // bytes of all paths of a bootstrap, by its size
-	workBase, workShare       = 64 << 10, 2   // bytes of a bootstrap looked at, by its size
+	lookupStep                = 16            // bytes that are counted for following one name
+	namesBase, namesShare     = 8 << 20, 16   // bytes of all paths of a bootstrap, per byte of its size
+	workBase, workShare       = 64 << 10, 2   // bytes of a bootstrap read, per byte of its size
 )
 
-// account is what a tar has cost so far.
+// account is the cost of a tar so far.
 type account struct {
 	read    int64 // bytes of the tar
 	implied int64
@@ -61,7 +62,7 @@ type account struct {
 	chunks  int64
 }
 
-// allow says no once more is used than the bytes read so far allow.
+// allow fails when more is used than the bytes read so far allow.
 func (a *account) allow(what string, used, allowed int64) error {
 	if used > allowed {
 		return fmt.Errorf("layer of %d bytes so far with %s %w", a.read, what, ErrUnsupported)

@@ -10,28 +10,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// readAhead is how many bytes the kernel is to read with one that is wanted, in a
-// file of a mount whose blob has holes: as many as on other file systems
-// (VM_READAHEAD_PAGES). Loop devices of late kernels have twenty times as much.
+// readAhead is the kernel's read-ahead, in bytes, for mounts whose blob has holes: that
+// of other file systems (VM_READAHEAD_PAGES). Loop devices of recent kernels have
+// twenty times as much.
 const readAhead = 128 << 10
 
-// MountLoop is Mount through loop devices, which go away with the mount. Kernels
-// that cannot mount EROFS from files need it, and with it the blob's file can be
-// changed while the file system is mounted: see ChangeLoop. device is the blob's.
-// A sparse blob is read as EROFS asks; a whole one, like the bootstrap, also ahead
-// of that, in the order of the file.
+// MountLoop is Mount through loop devices, which the kernel frees after the unmount.
+// Kernels that cannot mount EROFS from files need it, and with it the blob's file can
+// be changed while the file system is mounted: see ChangeLoop. The result is the blob's
+// device. The loop device reads a sparse blob only where EROFS reads it; a whole one,
+// like the bootstrap, it also reads ahead, in the order of the file.
 func MountLoop(bootstrap, blob string, sparse bool, target string) (device string, err error) {
 	var devices []string
 	for _, file := range []struct {
 		path   string
 		sparse bool
 	}{{bootstrap, false}, {blob, sparse}} {
-		loop, err := attachLoop(file.path, file.sparse)
+		loop, err := AttachLoop(file.path, file.sparse)
 		if err != nil {
 			return "", &MountError{"mount", target, err}
 		}
-		defer loop.Close() // the mount holds the device, which is to clear itself
-		// The mount's is that of the bootstrap's device. A device that is freed loses it.
+		defer loop.Close() // the mount holds the device, which the kernel frees after it
+		// The mount uses the read-ahead of the bootstrap's device. A device that is freed
+		// loses its setting.
 		if sparse {
 			if err := unix.IoctlSetInt(int(loop.Fd()), unix.BLKRASET, readAhead/512); err != nil {
 				return "", &MountError{"mount", target, fmt.Errorf("set readahead of %s: %w", loop.Name(), err)}
@@ -45,7 +46,7 @@ func MountLoop(bootstrap, blob string, sparse bool, target string) (device strin
 	return devices[1], nil
 }
 
-// Loops lists the loop devices that read files, by the file's path.
+// Loops lists the loop devices in use, by the path of the file that they read.
 func Loops() (map[string][]string, error) {
 	found, err := filepath.Glob("/sys/block/loop*/loop")
 	if err != nil {
@@ -71,18 +72,19 @@ func backingFile(device string) (path string, ok bool) {
 // loopChangeFD is LOOP_CHANGE_FD, include/uapi/linux/loop.h.
 const loopChangeFD = 0x4C06
 
-// ChangeLoop makes a loop device of MountLoop read the file to in place of from,
-// which is as long. Mounts of the device notice nothing; reads that are under way
-// are waited for, beyond any signal. A device that has been freed meanwhile, or
-// reads another file, is left alone. From may have been on a file system that was
-// unmounted since. Sparse is as for MountLoop, of the file to.
+// ChangeLoop makes a loop device of MountLoop read the file to instead of from; both
+// have the same size. Mounts of the device stay. The kernel waits, uninterruptibly, for
+// reads that are in progress. ChangeLoop does nothing to a device that has been freed
+// meanwhile, or that reads another file. From may have been on a file system that has
+// been unmounted since. Sparse is as for MountLoop, and is about the file to.
 func ChangeLoop(device, from, to string, sparse bool) error {
 	loop, err := os.Open(device)
 	if err != nil {
 		return err
 	}
-	defer loop.Close() // while it is open nobody else can be given it
-	// The kernel has paths of a file system that is mounted nowhere begin there.
+	defer loop.Close() // while it is open, the kernel gives the device to no other process
+	// Of a file on a file system that is not mounted any more, the kernel shows the path
+	// below that file system's root.
 	if now, ok := backingFile(device); !ok || now != from && now != "/"+filepath.Base(from) {
 		return nil
 	}
@@ -92,14 +94,15 @@ func ChangeLoop(device, from, to string, sparse bool) error {
 	}
 	defer unix.Close(file)
 	if err := unix.IoctlSetInt(int(loop.Fd()), loopChangeFD, file); err != nil {
-		return fmt.Errorf("have %s read %s: %w", device, to, err)
+		return fmt.Errorf("change %s to read %s: %w", device, to, err)
 	}
 	return nil
 }
 
-// openBacking opens a file for a loop device. It may be one that this process
-// serves through FUSE: os.Open would ask it whether it can be polled, in a system
-// call for which the runtime cannot let others run.
+// openBacking opens a file for a loop device. It may be a file that this process
+// serves through FUSE. Then os.Open could block the process: it registers the file with
+// the poller, a system call that asks the FUSE server, and during which the runtime
+// does not run other goroutines.
 func openBacking(path string, sparse bool) (fd int, err error) {
 	if fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 		return -1, &os.PathError{Op: "open", Path: path, Err: err}
@@ -114,8 +117,9 @@ func openBacking(path string, sparse bool) (fd int, err error) {
 	return fd, nil
 }
 
-// attachLoop makes a read-only loop device of a file.
-func attachLoop(path string, sparse bool) (*os.File, error) {
+// AttachLoop makes a read-only loop device of a file. The kernel frees it when the
+// result is closed and it is not mounted. Sparse is as for MountLoop.
+func AttachLoop(path string, sparse bool) (*os.File, error) {
 	backing, err := openBacking(path, sparse)
 	if err != nil {
 		return nil, err
@@ -126,7 +130,7 @@ func attachLoop(path string, sparse bool) (*os.File, error) {
 		return nil, fmt.Errorf("%w (modprobe loop)", err)
 	}
 	defer control.Close()
-	for range 64 { // others take free devices too
+	for range 64 { // other processes take free devices too
 		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
 		if err != nil {
 			return nil, fmt.Errorf("find a loop device: %w", err)

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MountError says what of a mount went wrong and what can be done.
+// MountError is a mount or unmount that failed, with a hint where there is one.
 type MountError struct {
 	Op     string // "mount" or "unmount"
 	Target string
@@ -37,9 +37,9 @@ func (e *MountError) Error() string {
 // Unwrap returns the system call's error.
 func (e *MountError) Unwrap() error { return e.Err }
 
-// mountFlags are those of all mounts here. A container's device nodes and
-// set-user-ID bits are honoured by the overlay on such a mount, which has flags of
-// its own; below the mountpoint itself nobody needs them.
+// mountFlags are the flags of all mounts here. A container reaches device nodes and
+// set-user-ID programs through an overlay, which has flags of its own; on the
+// mountpoint itself they are not needed.
 const mountFlags = unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV
 
 // Mount mounts bootstrap and blob, both files, read-only at target.
@@ -53,11 +53,11 @@ func Mount(bootstrap, blob, target string) error {
 	return nil
 }
 
-// Fscache names a file system that the kernel gets through fscache, from a
-// daemon that serves cachefiles.
+// Fscache names a file system that the kernel reads through fscache, from a daemon
+// that serves cachefiles.
 type Fscache struct {
 	ID     string // of the bootstrap
-	Domain string // that the objects are shared in
+	Domain string // in which mounts share the objects
 	Device string // of the blob; may be empty
 }
 
@@ -74,10 +74,10 @@ func (f Fscache) Options() string {
 // a file system of that name is mounted in the domain already, the error is
 // EEXIST.
 //
-// The mount is made by mount(8), in another process: the thread that mounts
-// waits, beyond any signal, for answers of the daemon that serves cachefiles,
-// which is this process. If it were ours and we died, our descriptors would stay
-// open and the next daemon could not come in our place.
+// mount(8) makes the mount, in another process: the thread that mounts waits,
+// uninterruptibly, for answers of the daemon that serves cachefiles, which is this
+// process. If the thread were one of this process and the process were killed, its
+// descriptors would stay open, and the next daemon could not take over.
 func MountFscache(f Fscache, target string) error {
 	cmd := exec.Command("mount", "-i", "-t", "erofs", "-o", "ro,nosuid,nodev,"+f.Options(), "none", target) //nolint:noctx // see above
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
@@ -86,7 +86,7 @@ func MountFscache(f Fscache, target string) error {
 		return nil
 	}
 	text := strings.TrimSpace(string(out))
-	switch { // mount(8) tells errors in words only
+	switch { // mount(8) reports errors as text only
 	case strings.Contains(text, "File exists"):
 		err = unix.EEXIST
 	case strings.Contains(text, "wrong fs type"), strings.Contains(text, "unknown filesystem"):
@@ -95,14 +95,14 @@ func MountFscache(f Fscache, target string) error {
 	return &MountError{"mount", target, fmt.Errorf("%w: %s", err, text)}
 }
 
-// Unmount removes the mount; a mount still in use goes when its last user does. The
-// file system may go later: the kernel waits, beyond any signal, for reads that are
-// under way, such as read-ahead of a process that was killed.
+// Unmount removes the mount; a mount that is still in use ends with its last user. The
+// file system may end later: the kernel waits, uninterruptibly, for reads that are in
+// progress, such as the read-ahead of a process that was killed.
 //
-// So umount(8) does it, in another process, which is left to itself once the target
-// is free. If the thread that waits were ours, whoever answers those reads could not
-// begin, and after our death our descriptors would stay open and the next daemon could
-// not come in our place.
+// So umount(8) does it, in another process, for which Unmount does not wait once the
+// target is free. If a thread of this process waited, the daemon that answers those
+// reads might not get to serve them, and after its death its descriptors would stay
+// open, and the next daemon could not take over.
 func Unmount(target string) error {
 	cmd := exec.Command("umount", "-c", "-i", "-l", target) //nolint:noctx // see above
 	var out bytes.Buffer
@@ -121,7 +121,7 @@ func Unmount(target string) error {
 				return nil
 			}
 			text := strings.TrimSpace(out.String())
-			if strings.Contains(text, "not mounted") { // umount(8) tells errors in words only
+			if strings.Contains(text, "not mounted") { // umount(8) reports errors as text only
 				err = unix.EINVAL
 			}
 			return &MountError{"unmount", target, fmt.Errorf("%w: %s", err, text)}
@@ -129,7 +129,7 @@ func Unmount(target string) error {
 			if Mounted(target) {
 				continue
 			}
-			select { // mostly the rest takes a moment
+			select { // the rest is usually quick
 			case <-done: //nolint:errcheck // the target is free
 			case <-time.After(unmountRest):
 			}
@@ -141,8 +141,8 @@ func Unmount(target string) error {
 // unmountLook is how often Unmount looks whether its target is free.
 const unmountLook = 20 * time.Millisecond
 
-// unmountRest is how long Unmount waits for the file system's end when its target is
-// free.
+// unmountRest is how long Unmount waits for the end of the file system when its target
+// is free.
 const unmountRest = time.Second
 
 // Mounted reports whether an EROFS file system is mounted at target.

@@ -5,14 +5,14 @@ import (
 	"strings"
 )
 
-// resolve returns the components of what a name means in the tree, of which the
-// last ones may not exist. It cannot leave the root: ".." stops there and an
-// absolute target starts there. The result is valid until the next call.
+// resolve returns the components of the path that a name leads to in the tree; the last
+// ones may not exist. It cannot leave the root: ".." stops there and an absolute target
+// starts there. The result is valid until the next call.
 //
-// containerd's way (continuity/fs.RootPath) is to replace links from the left,
-// to clean the result, and to begin again until nothing changes. Where that is
-// not what following links one by one means, it depends on the machine on which
-// the layer is unpacked, and the layer is left to it.
+// containerd (continuity/fs.RootPath) replaces links from the left, cleans the result,
+// and begins again until it does not change. Where that differs from following the
+// links one by one, the result depends on the machine on which the layer is unpacked,
+// and the layer is left to containerd.
 func (t *Tree) resolve(name string) ([]string, error) {
 	p := &t.lookup
 	p.reset(t.root, name)
@@ -42,9 +42,9 @@ func (t *Tree) resolve(name string) ([]string, error) {
 
 // lookup is a name being resolved.
 type lookup struct {
-	todo   []string // rests of the name and, behind it, of symlinks' targets
+	todo   []string // what is left of the name and, after it, of symlinks' targets
 	done   []string
-	nodes  []*Inode // nodes[i] is what done[:i] names, or nil
+	nodes  []*Inode // nodes[i] is the inode of done[:i], or nil
 	length int      // bytes of done
 	links  int
 	nested bool // a symlink led to a symlink
@@ -71,13 +71,13 @@ func (p *lookup) next() (c string, fromLink, ok bool) {
 	}
 }
 
-// step goes one component on. It returns the inode if that is a symlink.
+// step resolves one component. It returns the inode if that is a symlink.
 func (p *lookup) step(c string) (link *Inode, err error) {
 	switch {
 	case c == ".":
 		return nil, nil
 	case c == ".." && p.nested && len(p.todo) == 1:
-		return nil, fmt.Errorf("\"..\" behind symlinks to symlinks %w", ErrUnsupported)
+		return nil, fmt.Errorf("\"..\" after symlinks to symlinks %w", ErrUnsupported)
 	case c == "..":
 		if n := len(p.done); n > 0 {
 			p.length -= len(p.done[n-1]) + 1
@@ -100,10 +100,10 @@ func (p *lookup) step(c string) (link *Inode, err error) {
 	return nil, nil
 }
 
-// follow puts a symlink's target before what is left. A target that goes down
-// and up again means another directory if what it goes down through is a symlink
-// itself: containerd cleans such targets before it looks. In the same way it
-// takes ".." from what a symlink behind symlinks was last said to be.
+// follow puts a symlink's target before the components that are left. A target that
+// goes down and up again ("a/../b") is refused: if "a" is a symlink, it leads to another
+// directory than containerd's, which cleans targets first. For the same reason ".."
+// after a symlink to a symlink is refused.
 func (p *lookup) follow(target string, fromLink bool) error {
 	if p.links++; p.links > maxLinks {
 		return fmt.Errorf("%w: too many symlinks", ErrInvalid)
@@ -123,8 +123,8 @@ func (p *lookup) follow(target string, fromLink bool) error {
 	return nil
 }
 
-// mkdirs returns the directory named by resolved components and makes what is
-// missing, as containerd's mkparent.
+// mkdirs returns the directory that resolved components name, and creates those that
+// are missing, as containerd's mkparent does.
 func (t *Tree) mkdirs(components []string) (*Inode, error) {
 	n := t.root
 	for i, c := range components {
@@ -132,7 +132,7 @@ func (t *Tree) mkdirs(components []string) (*Inode, error) {
 		if child == nil {
 			child = &Inode{Mode: ModeDir | 0o755, implied: true}
 			if n.Mode&setGID != 0 {
-				child.GID = n.GID // mkdir(2) takes it from such a parent
+				child.GID = n.GID // mkdir(2) takes it from a parent with set-group-ID
 			}
 			if err := t.spent.addImplied(); err != nil {
 				return nil, err

@@ -13,11 +13,12 @@ const tarBlock = 512
 // sparseRun is a part of a sparse file that has data.
 type sparseRun struct{ off, len int64 }
 
-// sparseRuns returns where a sparse file has data; sparse is false for a file
-// that is not sparse. What is sparse, archive/tar decides, since containerd
-// unpacks what archive/tar reads (readGNUSparsePAXHeaders in reader.go): a size
-// alone makes no file sparse, and neither does a version that it does not know.
-// It has checked the map's form already, but keeps it to itself. The formats are
+// sparseRuns returns where a sparse file has data; sparse is false for a file that is
+// not sparse. A file is sparse where archive/tar says so, since containerd unpacks
+// what archive/tar reads (readGNUSparsePAXHeaders in reader.go): a size alone does not
+// make a file sparse, and neither does a version that archive/tar does not know.
+// archive/tar has checked the form of the map already, but does not return it. The
+// formats are
 // GNU tar's: https://www.gnu.org/software/tar/manual/html_node/Sparse-Formats.html
 func sparseRuns(h *tar.Header, headers []byte) (runs []sparseRun, sparse bool, err error) {
 	const key = "GNU.sparse."
@@ -50,7 +51,8 @@ func sparseRuns(h *tar.Header, headers []byte) (runs []sparseRun, sparse bool, e
 }
 
 // dataMap splits the map that precedes the data of version 1.0: the number of
-// entries, then offset and length of each, a line each, padded to whole blocks.
+// entries, then the offset and the length of each, one number a line, padded to whole
+// blocks.
 func dataMap(b []byte) ([]string, error) {
 	first, _, _ := bytes.Cut(b, []byte("\n"))
 	count, err := strconv.Atoi(string(first))
@@ -87,8 +89,8 @@ func parseRuns(numbers []string, size, stored int64) ([]sparseRun, error) {
 	return kept, nil
 }
 
-// physicalSize is what an entry's size was before archive/tar put the size of
-// the sparse file in its place.
+// physicalSize is the size of an entry in the tar, which archive/tar replaces with the
+// size of the sparse file.
 func physicalSize(h *tar.Header, block []byte) (int64, bool) {
 	if text := h.PAXRecords["size"]; text != "" {
 		n, err := strconv.ParseInt(text, 10, 64)
@@ -97,8 +99,8 @@ func physicalSize(h *tar.Header, block []byte) (int64, bool) {
 	return tarNumber(block[124:136])
 }
 
-// fileHeader finds the header block of the entry itself behind the special
-// ones before it, and what follows it.
+// fileHeader finds the header block of the entry itself, after the special ones before
+// it, and returns it with the bytes that follow.
 func fileHeader(headers []byte) (block, rest []byte, err error) {
 	for len(headers) >= tarBlock {
 		block, rest = headers[:tarBlock], headers[tarBlock:]

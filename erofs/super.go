@@ -6,8 +6,8 @@ import (
 	"hash/crc32"
 )
 
-// superblock is what of the superblock and the device slot differs from one
-// bootstrap to another.
+// superblock holds the fields of the superblock and the device slot that differ from
+// one bootstrap to another.
 type superblock struct {
 	rootNid    uint64 // below 1<<16
 	inodes     uint64
@@ -15,9 +15,9 @@ type superblock struct {
 	blobBlocks uint32
 }
 
-// encode writes struct erofs_super_block and struct erofs_deviceslot but for the
-// checksum. What it leaves zero, the kernel takes as follows, or does not read
-// (fs/erofs/super.c and erofs_fs.h, Linux 6.18):
+// encode writes struct erofs_super_block and struct erofs_deviceslot except the
+// checksum. The kernel takes the fields that stay zero as follows, or does not read
+// them (fs/erofs/super.c and erofs_fs.h, Linux 6.18):
 //
 //	sb_extslots, dirblkbits             none, and blocks as elsewhere
 //	build_time, build_time_nsec         for compact inodes, which are refused
@@ -32,35 +32,34 @@ type superblock struct {
 //	slot: mapped_blkaddr (uniaddr)      primary addresses never lead to the device
 func (s superblock) encode(b []byte) {
 	le := binary.LittleEndian
-	le.PutUint32(b[0:], superMagic)
-	le.PutUint32(b[8:], compatSuperChecksum|compatMtime)
-	b[12] = blockBits
-	le.PutUint16(b[14:], uint16(s.rootNid))
-	le.PutUint64(b[16:], s.inodes)
-	le.PutUint32(b[36:], s.blocks)
-	le.PutUint32(b[80:], incompatChunkedFile|incompatDeviceTable)
-	le.PutUint16(b[86:], 1) // extra_devices
-	le.PutUint16(b[88:], (superOffset+superSize)/deviceSlotSize)
-	le.PutUint32(b[superSize+64:], s.blobBlocks)
+	le.PutUint32(b[sbMagic:], superMagic)
+	le.PutUint32(b[sbFeatureCompat:], compatSuperChecksum|compatMtime)
+	b[sbBlockBits] = blockBits
+	le.PutUint16(b[sbRootNid:], uint16(s.rootNid))
+	le.PutUint64(b[sbInodes:], s.inodes)
+	le.PutUint32(b[sbBlocks:], s.blocks)
+	le.PutUint32(b[sbFeatureIncompat:], incompatChunkedFile|incompatDeviceTable)
+	le.PutUint16(b[sbExtraDevices:], 1)
+	le.PutUint16(b[sbDeviceSlot:], (superOffset+superSize)/deviceSlotSize)
+	le.PutUint32(b[superSize+slotBlocks:], s.blobBlocks)
 }
 
-// decodeSuper reads a superblock with its device slot. Whatever encode would
-// write in another way is refused, so there is no field that nobody has looked
-// at.
+// decodeSuper reads a superblock with its device slot. It refuses what encode would
+// not write, so that every field has been checked.
 func decodeSuper(data []byte) (superblock, error) {
 	b := data[superOffset : superOffset+superSize+deviceSlotSize]
 	le := binary.LittleEndian
 	s := superblock{
-		rootNid: uint64(le.Uint16(b[14:])), inodes: le.Uint64(b[16:]),
-		blocks: le.Uint32(b[36:]), blobBlocks: le.Uint32(b[superSize+64:]),
+		rootNid: uint64(le.Uint16(b[sbRootNid:])), inodes: le.Uint64(b[sbInodes:]),
+		blocks: le.Uint32(b[sbBlocks:]), blobBlocks: le.Uint32(b[superSize+slotBlocks:]),
 	}
 	switch {
-	case le.Uint32(b) != superMagic:
-		return s, corrupt("magic %#x", le.Uint32(b))
-	case le.Uint32(b[8:]) != compatSuperChecksum|compatMtime,
-		le.Uint32(b[80:]) != incompatChunkedFile|incompatDeviceTable:
-		return s, corrupt("features %#x, %#x", le.Uint32(b[8:]), le.Uint32(b[80:]))
-	case le.Uint32(b[4:]) != superChecksum(data):
+	case le.Uint32(b[sbMagic:]) != superMagic:
+		return s, corrupt("magic %#x", le.Uint32(b[sbMagic:]))
+	case le.Uint32(b[sbFeatureCompat:]) != compatSuperChecksum|compatMtime,
+		le.Uint32(b[sbFeatureIncompat:]) != incompatChunkedFile|incompatDeviceTable:
+		return s, corrupt("features %#x, %#x", le.Uint32(b[sbFeatureCompat:]), le.Uint32(b[sbFeatureIncompat:]))
+	case le.Uint32(b[sbChecksum:]) != superChecksum(data):
 		return s, corrupt("superblock checksum")
 	case int64(s.blocks)*BlockSize != int64(len(data)):
 		return s, corrupt("%d blocks in %d bytes", s.blocks, len(data))
@@ -69,7 +68,7 @@ func decodeSuper(data []byte) (superblock, error) {
 	}
 	want := make([]byte, len(b))
 	s.encode(want)
-	copy(want[4:8], b[4:8])
+	copy(want[sbChecksum:sbChecksum+4], b[sbChecksum:])
 	for i := range b {
 		if b[i] != want[i] {
 			return s, corrupt("superblock: byte %d is %#x, only %#x is known", i, b[i], want[i])
@@ -87,6 +86,6 @@ func decodeSuper(data []byte) (superblock, error) {
 func superChecksum(out []byte) uint32 {
 	block := make([]byte, BlockSize-superOffset)
 	copy(block, out[superOffset:])
-	clear(block[4:8])
+	clear(block[sbChecksum : sbChecksum+4])
 	return ^crc32.Checksum(block, crc32.MakeTable(crc32.Castagnoli))
 }

@@ -10,12 +10,12 @@ import (
 	"path"
 )
 
-// Options are what ReadTar can be told.
+// Options are those of ReadTar.
 type Options struct {
 	Limits Limits // the zero value means DefaultLimits
 
-	// Data is called for every extent of the blob, in order of its offset,
-	// with the bytes. What it leaves unread is skipped. It may be nil.
+	// Data is called for every extent of the blob, in the order of offsets, with the
+	// extent's bytes. Bytes that it does not read are skipped. It may be nil.
 	Data func(e Extent, r io.Reader) error
 
 	// Implied is called for a directory that the tar names only as part of
@@ -24,9 +24,9 @@ type Options struct {
 	Implied func(path string, dir *Inode)
 }
 
-// ReadTar reads a layer to the end of its tar. The rules are those of
-// containerd's pkg/archive on overlayfs, and what that refuses is refused. Errors
-// that match [ErrUnsupported] are about layers that containerd might take.
+// ReadTar reads a layer to the end of its tar. The rules are those of containerd's
+// pkg/archive on overlayfs, and a tar that it refuses is refused. Errors that match
+// [ErrUnsupported] are about layers that containerd might be able to unpack.
 func ReadTar(ctx context.Context, r io.Reader, opts Options) (*Tree, error) {
 	if opts.Limits == (Limits{}) {
 		opts.Limits = DefaultLimits
@@ -59,8 +59,8 @@ func ReadTar(ctx context.Context, r io.Reader, opts Options) (*Tree, error) {
 }
 
 // entry adds one tar entry to the tree and returns its inode, nil if it has
-// none. The order of its steps is that of containerd's applyNaive, so that what
-// later entries do to earlier ones comes out the same.
+// none. The order of its steps is that of containerd's applyNaive, so that later
+// entries have the same effect on earlier ones.
 func (t *Tree) entry(h *tar.Header) (*Inode, error) {
 	parent, base := path.Split(path.Clean(h.Name))
 	components, err := t.resolve(parent)
@@ -68,7 +68,7 @@ func (t *Tree) entry(h *tar.Header) (*Inode, error) {
 		return nil, err
 	}
 	if base == "." || base == ".." || base == "" {
-		return nil, nil // the root itself, which the layer does not own
+		return nil, nil // the root itself, which is not the layer's
 	}
 	dir, err := t.mkdirs(components)
 	if err != nil {
@@ -81,7 +81,7 @@ func (t *Tree) entry(h *tar.Header) (*Inode, error) {
 	if n == nil || !n.isDir() || h.Typeflag != tar.TypeDir {
 		delete(dir.children, base)
 		if h.Typeflag == tar.TypeXGlobalHeader {
-			return nil, nil // its records are not applied, but its name was
+			return nil, nil // its records are not applied; its name was
 		}
 		if n, err = t.inode(h); err != nil {
 			return nil, err
@@ -97,8 +97,7 @@ func (t *Tree) entry(h *tar.Header) (*Inode, error) {
 	return n, t.setAttributes(n, h)
 }
 
-// inode makes the inode that an entry is about, or finds it where the entry is
-// another name of it.
+// inode creates the inode of an entry, or finds it where the entry is a hard link.
 func (t *Tree) inode(h *tar.Header) (*Inode, error) {
 	n := &Inode{}
 	switch h.Typeflag {
@@ -136,8 +135,8 @@ func (t *Tree) inode(h *tar.Header) (*Inode, error) {
 	return n, nil
 }
 
-// linked finds what a hard link leads to. Symlinks are followed on the way, but
-// not at the end.
+// linked finds the inode that a hard link leads to. Symlinks are followed within the
+// path, but not at its end.
 func (t *Tree) linked(target string) (*Inode, error) {
 	parent, base := path.Split(target)
 	components, err := t.resolve(parent)
@@ -163,16 +162,15 @@ func (t *Tree) linked(target string) (*Inode, error) {
 	return to, nil
 }
 
-// dirTime is the modification time that a directory's entry asks for. It counts
-// at the end of the layer, as entries in the directory change it.
+// dirTime is the modification time of a directory's entry. It is set at the end of the
+// layer, since entries in the directory change it.
 type dirTime struct {
 	name  string
 	mtime Time
 }
 
 // finish sets the times of directories and counts the names of every inode.
-// Like containerd it looks for the directories by name, and finds whatever has
-// that name by then.
+// Like containerd it looks the directories up by name, at the end of the layer.
 func (t *Tree) finish() error {
 	for _, d := range t.dirs {
 		components, err := t.resolve(path.Clean(d.name))

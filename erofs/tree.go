@@ -13,8 +13,8 @@ type Time struct {
 	Nsec uint32
 }
 
-// Extent is a run of a file's bytes: where in the file, in the blob, and in the
-// tar stream they are.
+// Extent is a run of a file's bytes: their offsets in the file, in the blob, and in
+// the tar stream.
 type Extent struct {
 	File, Blob, Stream, Len int64
 }
@@ -33,7 +33,7 @@ type Inode struct {
 	children map[string]*Inode // of a directory
 	implied  bool              // a directory that the tar has no entry for
 
-	xattrSize int // at most what Xattrs take
+	xattrSize int // upper bound of the bytes that Xattrs take
 	nlink     int
 	number    uint32
 	chunkBits uint8 // blocks of a chunk, as a power of two
@@ -51,11 +51,11 @@ type Tree struct {
 	BlobSize int64
 
 	root  *Inode
-	count int // names added, also those since removed
+	count int // names added, including those removed since
 	spent account
 	dirs  []dirTime
 
-	lookup lookup // its memory, for the next
+	lookup lookup // its memory is used again
 	opts   Options
 }
 
@@ -77,7 +77,7 @@ func (t *Tree) Lookup(path string) *Inode {
 	return n
 }
 
-// add puts a name into a directory.
+// add adds a name to a directory.
 func (t *Tree) add(dir *Inode, name string, n *Inode) error {
 	if len(name) > maxName {
 		return fmt.Errorf("%w name %.40q...: %d bytes, at most %d", ErrInvalid, name, len(name), maxName)

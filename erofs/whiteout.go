@@ -16,11 +16,11 @@ const (
 
 func isWhiteout(base string) bool { return strings.HasPrefix(base, whiteoutPrefix) }
 
-// whiteout does what containerd's OverlayConvertWhiteout does: overlayfs's
-// whiteout is a character device 0/0. What the layer itself has put under the
-// name stays in mknod(2)'s way: there containerd gives up when the layer is on
-// top of another, and removes what is in the way when it is the first one. A
-// layer does not know which it is.
+// whiteout does what containerd's OverlayConvertWhiteout does: overlayfs's whiteout is
+// a character device 0/0. A whiteout of a name that the layer itself has created is
+// unsupported: mknod(2) fails there, on which containerd gives up if the layer is on
+// top of another, and removes the file if the layer is the first. A layer does not say
+// which of these it is.
 func (t *Tree) whiteout(dir *Inode, base string, h *tar.Header) error {
 	if base == opaqueMarker {
 		return t.setXattr(dir, opaqueXattr, "y")
@@ -30,7 +30,7 @@ func (t *Tree) whiteout(dir *Inode, base string, h *tar.Header) error {
 		return fmt.Errorf("%w whiteout", ErrInvalid)
 	}
 	if dir.children[name] != nil {
-		return fmt.Errorf("whiteout behind an entry of that name %w", ErrUnsupported)
+		return fmt.Errorf("whiteout after an entry of that name %w", ErrUnsupported)
 	}
 	uid, gid, err := owner(h)
 	if err != nil {

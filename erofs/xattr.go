@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// Name prefixes, from fs/erofs/erofs_fs.h and the kernel's xattr.h. Longer
-// ones come first.
+// Name prefixes, from fs/erofs/erofs_fs.h and include/uapi/linux/xattr.h, the longer
+// ones first.
 var xattrPrefixes = []struct {
 	name  string
 	index uint8
@@ -22,13 +22,13 @@ var xattrPrefixes = []struct {
 	{"security.", xattrSecurity},
 }
 
-// capability is what the kernel keeps a file's capabilities in.
+// capability is the attribute in which the kernel keeps a file's capabilities.
 const capability = "security.capability"
 
-// keepsXattr says whether containerd's apply would set the attribute: nothing
-// of trusted., user. on files and directories only, and no name that a
-// filesystem answers with ENOTSUP. The error is about what setxattr(2) refuses
-// in other ways, which ends containerd's apply.
+// keepsXattr reports whether containerd's apply would set the attribute: none of
+// trusted., user. on files and directories only, and no name that a filesystem refuses
+// with ENOTSUP. It fails where setxattr(2) fails in another way, which ends containerd's
+// apply.
 func keepsXattr(n *Inode, name, value string) (bool, error) {
 	invalid := func(why string) (bool, error) {
 		return false, fmt.Errorf("%w extended attribute %.40q: %s", ErrInvalid, name, why)
@@ -46,7 +46,7 @@ func keepsXattr(n *Inode, name, value string) (bool, error) {
 	case !ok:
 		return false, nil
 	case suffix == "":
-		return invalid("no name behind the prefix")
+		return invalid("no name after the prefix")
 	case strings.HasPrefix(name, "user."):
 		return n.isDir() || n.Mode&ModeType == ModeRegular, nil
 	case name == capability && !validCapability(value):
@@ -63,8 +63,8 @@ func validCapability(v string) bool {
 	return len(v) == 20 && v[3] == 2 || len(v) == 24 && v[3] == 3
 }
 
-// splitXattr gives the number of a name's prefix and the rest; ok is false where
-// EROFS has no number.
+// splitXattr returns the number of a name's prefix and the rest of the name; ok is
+// false where EROFS has no number for the prefix.
 func splitXattr(name string) (index uint8, suffix string, ok bool) {
 	for _, p := range xattrPrefixes {
 		if suffix, ok := strings.CutPrefix(name, p.name); ok {
@@ -89,9 +89,9 @@ func (t *Tree) setXattr(n *Inode, name, value string) error {
 	return nil
 }
 
-// SetXattrs gives a directory the attributes of one in another layer, but for
-// those that mean something in that layer only: containerd copies none of
-// trusted. (copyUpXAttrs in pkg/archive).
+// SetXattrs gives a directory the attributes of one in another layer, except trusted.,
+// which have a meaning in that layer only: containerd does not copy them (copyUpXAttrs in
+// pkg/archive).
 func (n *Inode) SetXattrs(list []Xattr) {
 	for _, x := range list {
 		if strings.HasPrefix(x.Name, "trusted.") {
@@ -105,7 +105,7 @@ func (n *Inode) SetXattrs(list []Xattr) {
 	}
 }
 
-// xattrRoom is at least what an attribute takes.
+// xattrRoom is an upper bound of the bytes that an attribute takes.
 func xattrRoom(name, value string) int { return xattrEntrySize + len(name) + len(value) + 3 }
 
 type xattr struct{ name, value string }
@@ -113,18 +113,20 @@ type xattr struct{ name, value string }
 // encode appends struct erofs_xattr_entry with its name and value.
 func (x xattr) encode(b []byte) []byte {
 	index, suffix, _ := splitXattr(x.name)
-	b = append(b, uint8(len(suffix)), index)
-	b = binary.LittleEndian.AppendUint16(b, uint16(len(x.value)))
+	var e [xattrEntrySize]byte
+	e[entryNameLen], e[entryNameIndex] = uint8(len(suffix)), index
+	binary.LittleEndian.PutUint16(e[entryValueSize:], uint16(len(x.value)))
+	b = append(b, e[:]...)
 	b = append(b, suffix...)
 	b = append(b, x.value...)
-	return append(b, make([]byte, alignUp(len(b), 4)-len(b))...)
+	return append(b, make([]byte, alignUp(len(b), xattrUnit)-len(b))...)
 }
 
-// sharedXattrs is the area of attributes that several inodes refer to.
+// sharedXattrs is the area of the attributes that several inodes refer to.
 type sharedXattrs struct {
 	area []byte
 	at   int64            // where the area lies in the bootstrap
-	id   map[xattr]uint32 // offset in the area, in 4-byte units
+	id   map[xattr]uint32 // offset in the area, in xattrUnit
 }
 
 // shareXattrs collects the attributes that at least two inodes have in common,
@@ -142,7 +144,7 @@ func shareXattrs(inodes []*Inode) *sharedXattrs {
 	}
 	for _, x := range slices.SortedFunc(maps.Keys(uses), byName) {
 		if uses[x] > 1 {
-			s.id[x] = uint32(len(s.area) / 4)
+			s.id[x] = uint32(len(s.area) / xattrUnit)
 			s.area = x.encode(s.area)
 		}
 	}
@@ -160,9 +162,9 @@ func (s *sharedXattrs) body(n *Inode) []byte {
 	var inline []byte
 	for _, name := range slices.Sorted(maps.Keys(n.Xattrs)) {
 		x := xattr{name, n.Xattrs[name]}
-		if id, ok := s.id[x]; ok && b[4] < maxSharedXattrs {
-			b[4]++ // h_shared_count
-			b = binary.LittleEndian.AppendUint32(b, uint32(s.at/4)+id)
+		if id, ok := s.id[x]; ok && b[xattrSharedCount] < maxSharedXattrs {
+			b[xattrSharedCount]++
+			b = binary.LittleEndian.AppendUint32(b, uint32(s.at/xattrUnit)+id)
 		} else {
 			inline = x.encode(inline)
 		}

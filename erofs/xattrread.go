@@ -15,14 +15,14 @@ func (m *Image) readXattrs(f *FileInfo, at int64) error {
 		return err
 	}
 	head := m.data[at : at+xattrHeaderSize]
-	shared := int64(head[4])
+	shared := int64(head[xattrSharedCount])
 	at += xattrHeaderSize
-	if !zeros(head[:4]) || !zeros(head[5:]) || at+shared*4 > end {
+	if !zeros(head[xattrNameFilter:xattrSharedCount]) || !zeros(head[xattrSharedCount+1:]) || at+shared*xattrUnit > end {
 		return corrupt("inode %d: attribute header %x", f.Nid, head)
 	}
 	for range shared {
 		id := binary.LittleEndian.Uint32(m.data[at:])
-		at += 4
+		at += xattrUnit
 		x, err := m.sharedXattr(id)
 		if err != nil {
 			return err
@@ -45,35 +45,36 @@ func (m *Image) sharedXattr(id uint32) (Xattr, error) {
 	if x, ok := m.shared[id]; ok {
 		return x, nil
 	}
-	x, next, err := m.xattr(int64(id)*4, int64(len(m.data)))
+	x, next, err := m.xattr(int64(id)*xattrUnit, int64(len(m.data)))
 	if err != nil {
 		return x, err
 	}
-	if err := m.work(next - int64(id)*4); err != nil {
+	if err := m.work(next - int64(id)*xattrUnit); err != nil {
 		return x, err
 	}
 	m.shared[id] = x
 	return x, nil
 }
 
-// xattr reads struct erofs_xattr_entry at an offset and returns where the next
-// may be. Only attributes are let through that a layer can bring: of what
-// overlayfs itself believes in, that is the mark of opaque directories.
+// xattr reads struct erofs_xattr_entry at an offset and returns the offset after it. It
+// refuses attributes that a layer cannot have: of those that overlayfs itself reads,
+// a layer can have only the mark of opaque directories.
 func (m *Image) xattr(at, limit int64) (x Xattr, next int64, err error) {
 	if at < superOffset+superSize+deviceSlotSize || at+xattrEntrySize > limit {
 		return x, 0, corrupt("attribute at %d", at)
 	}
 	e := m.data[at:]
-	name, value := int64(e[0]), int64(binary.LittleEndian.Uint16(e[2:]))
-	next = alignUp(at+xattrEntrySize+name+value, 4)
+	prefix := e[entryNameIndex]
+	name, value := int64(e[entryNameLen]), int64(binary.LittleEndian.Uint16(e[entryValueSize:]))
+	next = alignUp(at+xattrEntrySize+name+value, xattrUnit)
 	if next > limit {
 		return x, 0, corrupt("attribute at %d", at)
 	}
 	e = e[xattrEntrySize:]
-	x = Xattr{prefixOf(m.data[at+1]) + string(e[:name]), string(e[name : name+value])}
+	x = Xattr{prefixOf(prefix) + string(e[:name]), string(e[name : name+value])}
 	index, suffix, ok := splitXattr(x.Name)
 	switch {
-	case !ok, index != m.data[at+1], int64(len(suffix)) != name, len(x.Name) > maxName,
+	case !ok, index != prefix, int64(len(suffix)) != name, len(x.Name) > maxName,
 		index == xattrTrusted && (x.Name != opaqueXattr || x.Value != "y"),
 		index != xattrACLAccess && index != xattrACLDefault && name == 0,
 		strings.Contains(suffix, "\x00"),

@@ -13,6 +13,7 @@ import (
 
 	"github.com/lacuna-snapshotter/lacuna/integration/harness"
 	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
+	"github.com/lacuna-snapshotter/lacuna/internal/kernel"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/fanotify"
 )
 
@@ -63,8 +64,9 @@ func closeShared() error {
 func real(t *testing.T) *parts {
 	t.Helper()
 	hostcheck.Root(t)
+	hostcheck.Feature(t, kernel.PreContent)
 	if err := fanotify.Probe("/var/tmp"); err != nil {
-		hostcheck.Missing(t, "fanotify pre-content events: "+err.Error())
+		hostcheck.Missing(t, "a file system with pre-content events: "+err.Error())
 	}
 	for _, tool := range []string{"runc", "mmdebstrap", "getfattr"} {
 		hostcheck.Tool(t, tool)

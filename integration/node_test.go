@@ -18,6 +18,7 @@ import (
 
 	"github.com/lacuna-snapshotter/lacuna/integration/harness"
 	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
+	"github.com/lacuna-snapshotter/lacuna/internal/kernel"
 	"github.com/lacuna-snapshotter/lacuna/internal/statusapi"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/fanotify"
 )
@@ -41,8 +42,9 @@ type node struct {
 func newNode(t *testing.T) *node {
 	t.Helper()
 	hostcheck.Root(t)
+	hostcheck.Feature(t, kernel.PreContent)
 	if err := fanotify.Probe("/var/tmp"); err != nil {
-		hostcheck.Missing(t, "fanotify pre-content events: "+err.Error())
+		hostcheck.Missing(t, "a file system with pre-content events: "+err.Error())
 	}
 	hostcheck.Tool(t, "runc")
 	env, err := harness.FromSource()

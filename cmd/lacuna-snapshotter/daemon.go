@@ -49,8 +49,8 @@ func run(ctx context.Context, c *config.Config) error {
 		return err
 	}
 
-	for _, doubt := range doubts(c) {
-		log.Warn("the daemon can start, but part of it will not work", "reason", doubt)
+	for _, warning := range warnings(c) {
+		log.Warn("the daemon starts, but will fail later", "reason", warning)
 	}
 	client, err := registry.New(registryOptions(c, log))
 	if err != nil {

@@ -30,8 +30,14 @@ func main() {
 func command() *cobra.Command {
 	var path string
 	root := &cobra.Command{
-		Use:           "lacuna-snapshotter",
-		Short:         "containerd snapshotter that starts containers before their image is downloaded",
+		Use:   "lacuna-snapshotter",
+		Short: "Run the containerd snapshotter that starts containers before their image is downloaded",
+		Long: `Run the containerd snapshotter that starts containers before their image is downloaded.
+
+The daemon runs in the foreground, and logs to the standard error. SIGTERM and SIGINT
+stop it; mounts stay, and their readers wait for the next daemon.`,
+		Example: `  lacuna-snapshotter
+  lacuna-snapshotter --config ./config.toml`,
 		Version:       version.String(),
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
@@ -45,15 +51,17 @@ func command() *cobra.Command {
 		},
 	}
 	root.Flags().StringVar(&path, "config", config.Path, "configuration file")
+	root.AddCommand(serveCommand())
 	root.AddCommand(&cobra.Command{
-		Use:   "default-config",
-		Short: "print a configuration file with every key and its default",
-		Args:  cobra.NoArgs,
-		Run:   func(cmd *cobra.Command, _ []string) { fmt.Fprint(cmd.OutOrStdout(), config.Default()) },
+		Use:     "default-config",
+		Short:   "Print a configuration file with every key and its default",
+		Example: `  lacuna-snapshotter default-config > /etc/lacuna/config.toml`,
+		Args:    cobra.NoArgs,
+		Run:     func(cmd *cobra.Command, _ []string) { fmt.Fprint(cmd.OutOrStdout(), config.Default()) },
 	})
 	root.AddCommand(&cobra.Command{
 		Use:    "keeper ROOT",
-		Short:  "hold kernel descriptors for a daemon (started by it)",
+		Short:  "Hold kernel descriptors for a daemon (started by the daemon)",
 		Hidden: true,
 		Args:   cobra.ExactArgs(1),
 		RunE: func(*cobra.Command, []string) error {
@@ -64,7 +72,7 @@ func command() *cobra.Command {
 	})
 	root.AddCommand(&cobra.Command{
 		Use:    "anchor ROOT GENERATION [LABEL...]",
-		Short:  "hold kernel descriptors while frozen (started by the daemon)",
+		Short:  "Hold kernel descriptors while frozen (started by the daemon)",
 		Hidden: true,
 		Args:   cobra.MinimumNArgs(2),
 		Run:    func(*cobra.Command, []string) { hold.RunAnchor() },
@@ -72,7 +80,7 @@ func command() *cobra.Command {
 	var sparse bool
 	change := &cobra.Command{
 		Use:    changeLoop + " DEVICE FROM TO",
-		Short:  "have a loop device read another file (started by the daemon)",
+		Short:  "Make a loop device read another file (started by the daemon)",
 		Hidden: true,
 		Args:   cobra.ExactArgs(3),
 		RunE: func(_ *cobra.Command, args []string) error {

@@ -12,7 +12,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/snapshot/layer"
 )
 
-// fileSystems are names for what statfs(2) calls by number.
+// fileSystems are the names of types that statfs(2) returns as numbers.
 var fileSystems = map[uint32]string{
 	unix.OVERLAYFS_SUPER_MAGIC: "overlayfs", unix.TMPFS_MAGIC: "tmpfs", unix.EXT4_SUPER_MAGIC: "ext4",
 	unix.XFS_SUPER_MAGIC: "xfs", unix.BTRFS_SUPER_MAGIC: "btrfs", unix.NFS_SUPER_MAGIC: "nfs",
@@ -22,7 +22,7 @@ var fileSystems = map[uint32]string{
 // disk is the file system that a directory is on.
 type disk struct {
 	kind       string
-	size, free int64 // bytes, those that only root may take left out
+	size, free int64 // bytes, without those reserved for root
 }
 
 func diskOf(dir string) (disk, error) {
@@ -37,37 +37,37 @@ func diskOf(dir string) (disk, error) {
 	return disk{kind, int64(st.Blocks) * st.Bsize, int64(st.Bavail) * st.Bsize}, nil
 }
 
-// fullBelow is so little room that reads of holes fail, in bytes.
+// fullBelow is the free space, in bytes, below which reads of holes fail.
 const fullBelow = 16 << 20
 
-// problem says what want of room means, or nothing.
+// problem says what a lack of space leads to; it is empty if there is none.
 func (d disk) problem() string {
 	switch {
 	case d.free < fullBelow:
-		return "the disk of the root is full: what is not there yet cannot be read, containers get EIO"
+		return "the root's disk is full: reads of holes fail with EIO"
 	case d.free*100 < d.size*layer.LeastFree:
 		return fmt.Sprintf("less than %d %% of the root's disk is free: backfill pauses", layer.LeastFree)
 	}
 	return ""
 }
 
-// readOnly reports whether nothing can be written at a directory. statfs(2) does not tell
-// of a file system that ext4 has stopped after an error (emergency_ro).
+// readOnly reports whether a directory's file system cannot be written. statfs(2) does
+// not show that ext4 has made a file system read-only after an error (emergency_ro).
 func readOnly(dir string) bool {
 	now := time.Now()
 	return errors.Is(os.Chtimes(dir, now, now), unix.EROFS)
 }
 
-// checkRoot fails where containers could not be mounted: overlayfs wants of the
-// file system of its upper directory what not all have.
+// checkRoot fails where containers could not be mounted: not every file system has what
+// overlayfs requires of its upper directory.
 func checkRoot(root string) error {
 	d, err := diskOf(root)
 	if err != nil {
 		return err
 	}
 	err = tryOverlay(root)
-	// Without the system calls, the right to them or room nothing is known. On a full
-	// disk it is this daemon that has to remove what fills it.
+	// Without the system calls, the privilege or space the answer is unknown. On a full
+	// disk the daemon must start, since it has to remove the layers that fill it.
 	for _, unknown := range []error{unix.ENOSYS, unix.EPERM, unix.ENOSPC, unix.EDQUOT} {
 		if errors.Is(err, unknown) {
 			return nil
@@ -76,11 +76,11 @@ func checkRoot(root string) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("root %s is on %s, on which the kernel mounts no containers (overlayfs: %w): set root to a directory on ext4, xfs or btrfs; in a container, to a volume", root, d.kind, err)
+	return fmt.Errorf("root %s is on %s, on which overlayfs cannot mount containers (%w): set root to a directory on ext4, xfs or btrfs; in a container, to a volume", root, d.kind, err)
 }
 
-// tryOverlay makes an overlay with its upper directory in dir, and removes it. The
-// overlay is never mounted at a path.
+// tryOverlay creates an overlay with its upper directory in dir, without mounting it
+// at a path, and releases it.
 func tryOverlay(dir string) (err error) {
 	probe, err := os.MkdirTemp(dir, ".overlay-")
 	if err != nil {

@@ -19,8 +19,8 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/fetcher"
 )
 
-// maxManifest bounds manifests, as the distribution specification asks registries to
-// accept them.
+// maxManifest bounds the size of manifests: the distribution specification asks
+// registries to accept this much.
 const maxManifest = 4 << 20
 
 // inContainerd is an image's content in containerd's content store.
@@ -32,7 +32,7 @@ type inContainerd struct {
 	ref       string
 }
 
-// dialContainerd connects when the first thing is asked for.
+// dialContainerd returns at once; the first request connects.
 func dialContainerd(address, namespace, ref string) (*inContainerd, error) {
 	conn, err := grpc.NewClient("unix:"+address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -53,7 +53,7 @@ func (c *inContainerd) Manifest(ctx context.Context, object string) (v1.Descript
 	if desc.Digest.Validate() != nil {
 		r, err := c.images.Get(ctx, &imagesapi.GetImageRequest{Name: c.ref})
 		if err != nil {
-			return desc, nil, fmt.Errorf("image %s in namespace %s of containerd: %s (ctr images list shows those that there are)", c.ref, c.namespace, status.Convert(err).Message())
+			return desc, nil, fmt.Errorf("image %s in namespace %s of containerd: %s (ctr images list shows those that exist)", c.ref, c.namespace, status.Convert(err).Message())
 		}
 		t := r.GetImage().GetTarget()
 		desc = v1.Descriptor{MediaType: t.GetMediaType(), Digest: digest.Digest(t.GetDigest())}
@@ -80,10 +80,10 @@ func (c *inContainerd) Manifest(ctx context.Context, object string) (v1.Descript
 	return desc, b, nil
 }
 
-// missing says what it means that containerd lacks a blob.
+// missing explains what it means that containerd does not have the content.
 func (c *inContainerd) missing(desc v1.Descriptor, err error) error {
 	if status.Code(err) == codes.NotFound {
-		return fmt.Errorf("containerd does not have %s: an image that was pulled lazily, or whose layers were discarded, is not whole there (ctr content fetch brings it)", desc.Digest)
+		return fmt.Errorf("containerd does not have %s: an image that was pulled lazily, or whose layers were discarded, is not complete there (ctr content fetch downloads it)", desc.Digest)
 	}
 	return fmt.Errorf("containerd's %s: %w", desc.Digest, err)
 }
@@ -96,7 +96,7 @@ type containerdBlob struct {
 	desc v1.Descriptor
 }
 
-// Open implements fetcher.Remote. What is asked for comes as one stream.
+// Open implements fetcher.Remote. The range comes as one stream.
 func (b containerdBlob) Open(ctx context.Context, off, n int64) io.ReadCloser {
 	ctx, cancel := context.WithCancel(namespaces.WithNamespace(ctx, b.c.namespace))
 	stream, err := b.c.blobs.Read(ctx, &contentapi.ReadContentRequest{Digest: b.desc.Digest.String(), Offset: off, Size: n})
@@ -129,7 +129,7 @@ func (r *containerdReader) Read(p []byte) (int, error) {
 		case r.err != nil:
 			return 0, r.blob.c.missing(r.blob.desc, r.err)
 		case m.GetOffset() != r.off || int64(len(m.GetData())) > r.left:
-			r.err = fmt.Errorf("%d bytes at %d in place of up to %d at %d", len(m.GetData()), m.GetOffset(), r.left, r.off)
+			r.err = fmt.Errorf("%d bytes at %d instead of up to %d at %d", len(m.GetData()), m.GetOffset(), r.left, r.off)
 			return 0, r.blob.c.missing(r.blob.desc, r.err)
 		}
 		r.data = m.GetData()

@@ -20,13 +20,16 @@ func createCommand(x *indexSettings) *cobra.Command {
 	var push, force bool
 	cmd := &cobra.Command{
 		Use:   "create IMAGE",
-		Short: "make the index of an image's gzip layers",
+		Short: "Make the index of an image's gzip layers",
 		Long: `Make the index of an image's gzip layers.
 
-Layers that have an index here are not read again; after an interruption another
-run goes on with what is missing. The exit status is 0 where every layer has an index
-then, 2 where some have none, which are named, and 1 where none has, or the registry
-fails; then nothing is pushed.`,
+Layers that have an index in the store are not read again, so that a run after an
+interruption makes only what is missing. The exit status is 0 where every layer has an
+index then; 2 where some have none, which are named; 1 where none has one, or the
+registry fails: then nothing is pushed.`,
+		Example: `  lacunactl index create --push registry.example/app:1
+  lacunactl index create --containerd /run/containerd/containerd.sock docker.io/library/python:3.13
+  lacunactl index create --oci-layout ./app.tar registry.example/app:1`,
 		Args: cobra.ExactArgs(1),
 		RunE: x.each(func(e *indexer, cmd *cobra.Command) (result, error) {
 			r, err := e.create(cmd, force)
@@ -42,8 +45,8 @@ fails; then nothing is pushed.`,
 		}),
 	}
 	x.imageFlags(cmd)
-	cmd.Flags().BoolVar(&push, "push", false, "push it to the image's repository as well")
-	cmd.Flags().BoolVar(&force, "force", false, "make indexes anew that are there already")
+	cmd.Flags().BoolVar(&push, "push", false, "also push it to the image's repository")
+	cmd.Flags().BoolVar(&force, "force", false, "make indexes again that exist already")
 	return cmd
 }
 
@@ -99,7 +102,7 @@ func (e *indexer) push(cmd *cobra.Command) (*index.Pushed, error) {
 	return index.Push(cmd.Context(), e.client, e.image, e.store, func(n int64) { _ = bar.Add64(n) })
 }
 
-// pushOnly pushes what was made before.
+// pushOnly pushes the indexes that the store has.
 func (e *indexer) pushOnly(cmd *cobra.Command) (result, error) {
 	pushed, err := e.push(cmd)
 	if err != nil {

@@ -19,8 +19,8 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/config"
 )
 
-// dockerConfig is the file with credentials: the flag's, docker's own variable's,
-// that of the caller's home or, for root, the daemon's.
+// dockerConfig is the path of the file with credentials: that of the flag, of Docker's
+// environment variable, of the caller's home or, for root, of the daemon.
 func (x *indexSettings) dockerConfig(c *config.Config) (string, error) {
 	path := cmp.Or(x.docker, os.Getenv("DOCKER_CONFIG"))
 	if path == "" && x.euid == 0 {
@@ -29,7 +29,7 @@ func (x *indexSettings) dockerConfig(c *config.Config) (string, error) {
 	if path == "" {
 		home, err := os.UserHomeDir()
 		if err != nil {
-			return "", nil //nolint:nilerr // nobody's home has none
+			return "", nil //nolint:nilerr // without a home there are no credentials
 		}
 		path = filepath.Join(home, ".docker")
 	}
@@ -41,12 +41,12 @@ func (x *indexSettings) dockerConfig(c *config.Config) (string, error) {
 	return path, nil
 }
 
-// login makes a docker configuration in memory, with the credentials of --user for
-// a reference's registry. The password comes from the terminal or the input. The
-// caller closes the file when it is done with the registry.
+// login makes a Docker configuration in memory, with the credentials of --user for a
+// reference's registry. It reads the password from the terminal or the standard input.
+// The caller closes the file after the last request to the registry.
 func login(cmd *cobra.Command, user, ref string) (*os.File, error) {
 	if strings.Contains(user, ":") {
-		return nil, errors.New("--user: the name only; the password is asked for, or read from the input")
+		return nil, errors.New("--user: give the name only; the password is read from the terminal or the standard input")
 	}
 	password, err := readPassword(cmd)
 	if err != nil {
@@ -54,7 +54,7 @@ func login(cmd *cobra.Command, user, ref string) (*os.File, error) {
 	}
 	host, _, _ := strings.Cut(ref, "/")
 	if host == "docker.io" {
-		host = "https://index.docker.io/v1/" // docker's own name for it
+		host = "https://index.docker.io/v1/" // Docker's name for it
 	}
 	type auth struct {
 		Auth string `json:"auth"`
@@ -87,7 +87,7 @@ func readPassword(cmd *cobra.Command) (string, error) {
 	const most = 64 << 10 // some registries' passwords are signed tokens
 	line, err := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), most)).ReadString('\n')
 	if line = strings.TrimRight(line, "\r\n"); line == "" {
-		return "", errors.Join(errors.New("the input has none"), err)
+		return "", errors.Join(errors.New("the standard input has none"), err)
 	}
 	return line, nil
 }

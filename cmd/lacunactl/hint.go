@@ -10,7 +10,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
 )
 
-// hint says what can be done about an error of a registry.
+// hint says what a user can do about an error of a registry.
 func hint(err error) string {
 	status := 0
 	var ours *registry.Error
@@ -23,11 +23,11 @@ func hint(err error) string {
 	}
 	switch {
 	case strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
-		return " (the registry speaks plain HTTP: --plain-http)"
+		return " (the registry uses HTTP: give --plain-http)"
 	case status == http.StatusMethodNotAllowed:
 		return " (the registry, or a mirror of it, is read-only)"
 	case status == http.StatusUnauthorized, status == http.StatusForbidden:
-		return " (which credentials: --user or --docker-config)"
+		return " (give credentials with --user or --docker-config)"
 	}
 	return ""
 }

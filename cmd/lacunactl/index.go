@@ -18,7 +18,9 @@ func indexCommand(s *settings) *cobra.Command {
 	x := &indexSettings{settings: s, euid: os.Geteuid()}
 	root := &cobra.Command{
 		Use:   "index",
-		Short: "make, push and inspect layer indexes",
+		Short: "Make, push and inspect layer indexes",
+		Example: `  lacunactl index create registry.example/app:1
+  lacunactl index list`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return fmt.Errorf("unknown command %q of %q: see %s --help", args[0], cmd.CommandPath(), cmd.CommandPath())
@@ -26,20 +28,26 @@ func indexCommand(s *settings) *cobra.Command {
 			return cmd.Help()
 		},
 	}
-	root.PersistentFlags().StringVar(&x.storeDir, "store", "", "directory of indexes (default: index in the daemon's root; for other users lacuna/index in their cache directory)")
+	root.PersistentFlags().StringVar(&x.storeDir, "store", "", "`directory` of indexes (default: index in the daemon's root; for other users than root, lacuna/index in their cache directory)")
 	root.AddCommand(createCommand(x), listCommand(x), removeCommand(x))
 	push := &cobra.Command{
 		Use:   "push IMAGE",
-		Short: "push an index that was made here to the image's repository",
-		Long:  "Push the indexes of an image's layers that were made here to the image's repository.\n\nThe exit status is 2 where some layers have none.",
-		Args:  cobra.ExactArgs(1),
-		RunE:  x.each((*indexer).pushOnly),
+		Short: "Push an image's index from the store to the image's repository",
+		Long: `Push an image's index from the store to the image's repository.
+
+The exit status is 2 where some layers have none.`,
+		Example: `  lacunactl index push registry.example/app:1
+  lacunactl index push --user ann registry.example/app:1 < password`,
+		Args: cobra.ExactArgs(1),
+		RunE: x.each((*indexer).pushOnly),
 	}
 	inspect := &cobra.Command{
 		Use:   "inspect IMAGE",
-		Short: "show what an image's index holds, in the registry or here",
-		Args:  cobra.ExactArgs(1),
-		RunE:  x.each((*indexer).inspect),
+		Short: "Show an image's index: in the registry, else in the store",
+		Example: `  lacunactl index inspect registry.example/app:1
+  lacunactl index inspect --platform all registry.example/app:1`,
+		Args: cobra.ExactArgs(1),
+		RunE: x.each((*indexer).inspect),
 	}
 	x.imageFlags(push)
 	x.imageFlags(inspect)
@@ -47,7 +55,7 @@ func indexCommand(s *settings) *cobra.Command {
 	return root
 }
 
-// indexSettings are the flags of the commands about indexes.
+// indexSettings are the flags of the index commands.
 type indexSettings struct {
 	*settings
 	euid                  int
@@ -58,20 +66,20 @@ type indexSettings struct {
 	containerd, namespace string
 }
 
-// imageFlags are for commands that ask a registry for an image.
+// imageFlags are those of commands that read an image.
 func (x *indexSettings) imageFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&x.platform, "platform", platforms.DefaultString(), "platforms of a multi-platform image, with commas between, or all")
-	f.BoolVar(&x.plainHTTP, "plain-http", false, "speak HTTP to the registry")
-	f.StringVar(&x.docker, "docker-config", "", "docker's configuration, file or directory, with credentials (default: $DOCKER_CONFIG; then for root the daemon's registry.docker_config, for others ~/.docker)")
-	f.StringVar(&x.user, "user", "", "name at the registry; the password is asked for, or read from the input")
-	f.StringVar(&x.layout, "oci-layout", "", "read the image from an OCI layout, a directory or a tar of one, and not from the registry")
-	f.StringVar(&x.containerd, "containerd", "", "read the image from the content store of the containerd on this socket, and not from the registry")
-	f.StringVar(&x.namespace, "namespace", "default", "containerd's namespace, k8s.io for Kubernetes")
+	f.StringVar(&x.platform, "platform", platforms.DefaultString(), "`platforms` of a multi-platform image, separated by commas, or all; this machine's without the flag")
+	f.BoolVar(&x.plainHTTP, "plain-http", false, "use HTTP for the registry")
+	f.StringVar(&x.docker, "docker-config", "", "`path` of Docker's configuration, a file or directory, with credentials (default: $DOCKER_CONFIG; then for root the daemon's registry.docker_config, for other users ~/.docker)")
+	f.StringVar(&x.user, "user", "", "user `name` at the registry; the password is read from the terminal or the standard input")
+	f.StringVar(&x.layout, "oci-layout", "", "read the image from the OCI layout at this `path`, a directory or a tar of one, instead of the registry")
+	f.StringVar(&x.containerd, "containerd", "", "read the image from the content store of the containerd on this `socket`, instead of the registry")
+	f.StringVar(&x.namespace, "namespace", "default", "containerd's namespace for --containerd; Kubernetes uses k8s.io")
 	cmd.MarkFlagsMutuallyExclusive("oci-layout", "containerd")
 }
 
-// indexer is an image with the store that its indexes are in.
+// indexer is one image with the store of its indexes.
 type indexer struct {
 	*indexSettings
 	config *config.Config
@@ -79,10 +87,10 @@ type indexer struct {
 	store  *index.Store
 	image  *index.Image
 	ref    string
-	many   bool // there are other platforms
+	many   bool // the image has other platforms
 }
 
-// result is what a command tells of one image.
+// result is what a command reports about one image.
 type result struct {
 	Image    string        `json:"image"`
 	Platform string        `json:"platform"`
@@ -92,7 +100,7 @@ type result struct {
 }
 
 // each calls f for each wanted platform of the image that the argument names, and
-// prints what it tells. A platform that fails leaves the others be.
+// prints its result. A platform that fails does not stop the others.
 func (x *indexSettings) each(f func(*indexer, *cobra.Command) (result, error)) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		list, done, err := x.open(cmd, args[0])
@@ -123,7 +131,7 @@ func (x *indexSettings) each(f func(*indexer, *cobra.Command) (result, error)) f
 	}
 }
 
-// open resolves an image's wanted platforms. The caller calls done in the end.
+// open resolves an image's wanted platforms. The caller calls done at the end.
 func (x *indexSettings) open(cmd *cobra.Command, ref string) (list []*indexer, done func(), err error) {
 	c, err := x.load()
 	if err != nil {
@@ -196,7 +204,7 @@ func (x *indexSettings) store(c *config.Config) (*index.Store, error) {
 	if dir == "" {
 		cache, err := os.UserCacheDir()
 		if err != nil {
-			return nil, fmt.Errorf("directory of indexes: %w: give --store", err)
+			return nil, fmt.Errorf("directory of indexes: %w: use --store", err)
 		}
 		dir = filepath.Join(cache, "lacuna", "index")
 	}

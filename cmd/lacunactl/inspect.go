@@ -33,7 +33,7 @@ func (e *indexer) result(note string) result {
 	return result{Image: e.ref, Platform: platforms.FormatAll(e.image.Platform), Layers: []row{}, Note: note}
 }
 
-// report tells what the store has of layers.
+// report lists what the store has of an image's layers.
 func (e *indexer) report(outcomes []index.Outcome, note string) result {
 	r := e.result(note)
 	for _, o := range outcomes {
@@ -50,8 +50,7 @@ func (e *indexer) report(outcomes []index.Outcome, note string) result {
 	return r
 }
 
-// inspect tells what the registry has, or what the store has where the registry
-// has none.
+// inspect lists the index in the registry or, where it has none, that in the store.
 func (e *indexer) inspect(cmd *cobra.Command) (result, error) {
 	artifact, err := index.Find(cmd.Context(), e.image.Repo, e.image.Manifest.Digest)
 	if errors.Is(err, index.ErrNone) {
@@ -91,9 +90,9 @@ func (e *indexer) inspectStore() (result, error) {
 		there = there || err == nil
 	}
 	if !there {
-		return result{}, fmt.Errorf("image %s: %w in %s nor here: lacunactl index create makes one", e.ref, index.ErrNone, e.image.Repo.Name())
+		return result{}, fmt.Errorf("image %s: %w in %s or in the store: lacunactl index create makes one", e.ref, index.ErrNone, e.image.Repo.Name())
 	}
-	return e.report(outcomes, "the registry has no index; this is what the store has"), nil
+	return e.report(outcomes, "in the store; the registry has none"), nil
 }
 
 // print is for people.
@@ -121,7 +120,7 @@ func (e *indexer) print(out io.Writer, r result) error {
 	if r.Pushed != nil {
 		how := "the registry lists it as a referrer"
 		if r.Pushed.Tagged {
-			how = "by tag, for this registry has no referrers API"
+			how = "by tag, since the registry has no referrers API"
 		}
 		fmt.Fprintf(out, "pushed %s (%s)\n", r.Pushed.Manifest.Digest, how)
 	}

@@ -17,16 +17,18 @@ type stored struct {
 	Layer  digest.Digest `json:"layer"`
 	Size   int64         `json:"size"`
 	Index  int64         `json:"indexSize"`
-	From   string        `json:"from,omitempty"` // the image that it came with, of a registry
-	Images []string      `json:"images"`         // manifests of images indexed here
-	Note   string        `json:"note,omitempty"` // what is wrong with it
+	From   string        `json:"from,omitempty"` // image that it was downloaded with, from a registry
+	Images []string      `json:"images"`         // manifests of the images whose index was made here
+	Note   string        `json:"note,omitempty"` // why it cannot be used
 }
 
 func listCommand(x *indexSettings) *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
-		Short: "list the indexes that are here",
-		Args:  cobra.NoArgs,
+		Short: "List the indexes in the store",
+		Example: `  lacunactl index list
+  lacunactl index list --json --store ./indexes`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := x.load()
 			if err != nil {
@@ -45,7 +47,7 @@ func listCommand(x *indexSettings) *cobra.Command {
 				return printJSON(out, list)
 			}
 			w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "LAYER\tSIZE\tINDEX\tOF IMAGES")
+			fmt.Fprintln(w, "LAYER\tSIZE\tINDEX\tIMAGES")
 			for _, s := range list {
 				of := strings.Join(s.Images, " ")
 				if s.From != "" {
@@ -105,11 +107,14 @@ func listStore(store *index.Store) ([]stored, error) {
 func removeCommand(x *indexSettings) *cobra.Command {
 	return &cobra.Command{
 		Use:   "rm DIGEST...",
-		Short: "remove indexes that are here, of layers or of images",
-		Long: `Remove indexes that are here. A digest is a layer's, or that of an image's manifest,
-whose layers are meant but for those that another image indexed here has; the first
-characters do where they are clear. Layers that are mounted keep their indexes, and
-registries theirs.`,
+		Short: "Remove indexes of layers or images from the store",
+		Long: `Remove indexes of layers or images from the store.
+
+A digest is that of a layer, or that of an image's manifest: the indexes of its layers
+are removed, except those that another image in the store has too. A unique prefix of a
+digest is enough. Mounted layers keep their indexes, and so do registries.`,
+		Example: `  lacunactl index rm 8ce4d6f0a1b2
+  lacunactl index rm sha256:8ce4d6f0a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := x.load()

@@ -1,5 +1,4 @@
-// Command lacunactl makes and inspects layer indexes and looks into a running
-// daemon.
+// Command lacunactl makes and inspects layer indexes, and inspects a running daemon.
 package main
 
 import (
@@ -24,7 +23,7 @@ import (
 // Exit statuses.
 const (
 	exitFailed = 1
-	// exitPartial says that some layers have an index now and some have not.
+	// exitPartial: some layers of the image have an index now, and some have none.
 	exitPartial = 2
 )
 
@@ -32,7 +31,7 @@ const (
 var errPartial = errors.New("some layers have no index")
 
 func main() {
-	// What libraries have to say besides errors is in those that they return.
+	// Libraries return their errors; of their logs only errors are of interest.
 	liblog.Redirect(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})))
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	status := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
@@ -40,8 +39,7 @@ func main() {
 	os.Exit(status)
 }
 
-// run is the program. With --json an error is an object on stderr, and what there
-// is to tell one on stdout.
+// run is the program.
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
 	s := &settings{}
 	cmd := command(s)
@@ -65,7 +63,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	return exitFailed
 }
 
-// settings are the flags that every command has.
+// settings are the flags of every command.
 type settings struct {
 	configPath string
 	json       bool
@@ -75,23 +73,32 @@ func (s *settings) load() (*config.Config, error) { return config.Load(s.configP
 
 func command(s *settings) *cobra.Command {
 	root := &cobra.Command{
-		Use:           "lacunactl",
-		Short:         "indexes for lazy layers, and a look into lacuna-snapshotter",
+		Use:   "lacunactl",
+		Short: "Manage layer indexes and inspect lacuna-snapshotter",
+		Long: `Manage layer indexes and inspect lacuna-snapshotter.
+
+The exit status is 0 after success, 2 where some layers of an image have no index, and
+1 after any other error. With --json, results are JSON on the standard output, and
+an error is an object on the standard error.`,
+		Example: `  lacunactl index create --push registry.example/app:1
+  lacunactl status`,
 		Version:       version.String(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
 	root.PersistentFlags().StringVar(&s.configPath, "config", config.Path, "the daemon's configuration file")
-	root.PersistentFlags().BoolVar(&s.json, "json", false, "print JSON, errors too")
-	root.AddCommand(indexCommand(s), statusCommand(s), layersCommand(s), checkConfigCommand(s), serveCommand(s), versionCommand(s))
+	root.PersistentFlags().BoolVar(&s.json, "json", false, "print JSON, also errors")
+	root.AddCommand(indexCommand(s), statusCommand(s), layersCommand(s), kernelCommand(s), checkConfigCommand(s), versionCommand(s))
 	return root
 }
 
 func versionCommand(s *settings) *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
-		Short: "the version of this program",
-		Args:  cobra.NoArgs,
+		Short: "Print the version of this program",
+		Example: `  lacunactl version
+  lacunactl version --json`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if s.json {
 				return printJSON(cmd.OutOrStdout(), map[string]string{"version": version.String(), "go": runtime.Version()})
@@ -105,8 +112,13 @@ func versionCommand(s *settings) *cobra.Command {
 func checkConfigCommand(s *settings) *cobra.Command {
 	return &cobra.Command{
 		Use:   "check-config [FILE]",
-		Short: "say what is wrong with a configuration file",
-		Args:  cobra.MaximumNArgs(1),
+		Short: "Check a configuration file of the daemon",
+		Long: `Check a configuration file of the daemon, without a daemon.
+
+All errors are reported at once: with their lines, and values by their keys.`,
+		Example: `  lacunactl check-config
+  lacunactl check-config ./config.toml`,
+		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path := s.configPath
 			if len(args) == 1 {
@@ -130,7 +142,7 @@ func printJSON(w io.Writer, v any) error {
 	return e.Encode(v)
 }
 
-// byteCount prints a size as people read it.
+// byteCount prints a size for people.
 func byteCount(n int64) string {
 	const k = 1000
 	switch {

@@ -17,6 +17,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/config"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry/registrytest"
+	"github.com/lacuna-snapshotter/lacuna/internal/kernel"
 )
 
 // ran is what a run of the program gave.
@@ -113,6 +114,25 @@ func TestJSON(t *testing.T) {
 	var v struct{ Version string }
 	if r := lacunactl(t, "", "", "version", "--json"); json.Unmarshal([]byte(r.out), &v) != nil || v.Version == "" {
 		t.Errorf("version: %+v", r)
+	}
+}
+
+// TestKernel needs no daemon. Without root most is not known.
+func TestKernel(t *testing.T) {
+	var r kernelReport
+	if got := lacunactl(t, "", "", "kernel", "--json"); got.status != 0 || json.Unmarshal([]byte(got.out), &r) != nil {
+		t.Fatalf("%+v", got)
+	}
+	if len(r.Features) != len(kernel.Features) || len(r.Transports) != len(kernel.Transports) || r.Kernel == "" {
+		t.Errorf("%+v", r)
+	}
+	for _, f := range append(r.Features, r.Transports...) {
+		if (f.State == "yes") != (f.Reason == "") {
+			t.Errorf("%+v", f)
+		}
+	}
+	if got := lacunactl(t, "", "", "kernel"); got.status != 0 || !strings.Contains(got.out, kernel.PreContent.Name) {
+		t.Errorf("%+v", got)
 	}
 }
 

@@ -15,8 +15,12 @@ import (
 func statusCommand(s *settings) *cobra.Command {
 	return &cobra.Command{
 		Use:   "status",
-		Short: "the running daemon at a glance",
-		Args:  cobra.NoArgs,
+		Short: "Show the state of the running daemon",
+		Long: `Show the state of the running daemon: its transport, layers, disk, registries that
+fail, and containers to restart.`,
+		Example: `  lacunactl status
+  lacunactl status --json`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := s.load()
 			if err != nil {
@@ -39,7 +43,7 @@ func statusCommand(s *settings) *cobra.Command {
 	}
 }
 
-// printStatus is for people.
+// printStatus prints the status for people.
 func printStatus(out io.Writer, st *statusapi.Status, now time.Time) {
 	since := func(t time.Time) string {
 		return fmt.Sprintf("%s (%s ago)", t.Format("2006-01-02 15:04:05 MST"), now.Sub(t).Round(time.Second))
@@ -62,7 +66,7 @@ func printStatus(out io.Writer, st *statusapi.Status, now time.Time) {
 	fmt.Fprintf(out, "disk         %s%s; %s of %s free, %s\n", byteCount(st.Allocated), limit, byteCount(st.Disk.Free), byteCount(st.Disk.Size), st.Disk.FileSystem)
 	fmt.Fprintf(out, "fallbacks    %d\n", st.Fallbacks)
 	fmt.Fprintf(out, "fetched      %s in %d fetches for readers and %d ahead, %d failed\n",
-		byteCount(st.BytesFetched), st.Fills.Demand, st.Fills.Ahead, st.Fills.Failed)
+		byteCount(st.BytesFetched), st.Fetches.Demand, st.Fetches.Ahead, st.Fetches.Failed)
 	for _, p := range st.Problems {
 		fmt.Fprintf(out, "\nproblem: %s\n", p)
 	}
@@ -70,11 +74,11 @@ func printStatus(out io.Writer, st *statusapi.Status, now time.Time) {
 		fmt.Fprintf(out, "\nwhy layers are quarantined or left to containerd: lacunactl layers\n")
 	}
 	for _, r := range st.Registries {
-		fmt.Fprintf(out, "\nregistry %s fails since %s, %d times: %s\n", r.Registry, since(r.Since), r.Failures, r.Error)
+		fmt.Fprintf(out, "\nregistry %s has failed since %s, %d times: %s\n", r.Registry, since(r.Since), r.Failures, r.Error)
 	}
 	for _, u := range st.Unserved {
-		fmt.Fprintf(out, "\nlayer %s was not served before %s; restart the containers of these snapshots, which may have read %s in place of holes:\n",
-			u.Layer.Encoded()[:12], since(u.Found), u.Reads())
+		fmt.Fprintf(out, "\nlayer %s was not served until %s; restart the containers of these snapshots, whose reads of holes may have given %s:\n",
+			u.Layer.Encoded()[:12], since(u.Found), u.Reads)
 		for _, key := range u.Snapshots {
 			fmt.Fprintf(out, "  %s\n", key)
 		}
@@ -84,8 +88,10 @@ func printStatus(out io.Writer, st *statusapi.Status, now time.Time) {
 func layersCommand(s *settings) *cobra.Command {
 	return &cobra.Command{
 		Use:   "layers",
-		Short: "the layers on this node, and why others are not lazy",
-		Args:  cobra.NoArgs,
+		Short: "List the layers on this node, and why others are not lazy",
+		Example: `  lacunactl layers
+  lacunactl layers --json`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := s.load()
 			if err != nil {

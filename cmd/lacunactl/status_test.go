@@ -5,7 +5,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
 	"github.com/lacuna-snapshotter/lacuna/internal/statusapi"
 )
 
@@ -16,7 +15,7 @@ func TestStatusForPeople(t *testing.T) {
 		PassedOver: []string{"transport fanotify cannot be used: Linux 6.14 is needed"},
 		Disk:       statusapi.Disk{FileSystem: "ext4", Size: 100e9, Free: 1e9},
 		Problems:   []string{"less than 5 % is free"},
-		Registries: []registry.Trouble{{Registry: "r.example", Since: now.Add(-3 * time.Minute), Failures: 7, Error: "status 503"}},
+		Registries: []statusapi.Registry{{Registry: "r.example", Since: now.Add(-3 * time.Minute), Failures: 7, Error: "status 503"}},
 	}
 	var out strings.Builder
 	printStatus(&out, st, now)
@@ -25,7 +24,7 @@ func TestStatusForPeople(t *testing.T) {
 		"transport    fuse\n             transport fanotify cannot be used: Linux 6.14 is needed\n",
 		"disk         3000.0 MB of at most 20.0 GB; 1000.0 MB of 100.0 GB free, ext4\n",
 		"\nproblem: less than 5 % is free\n",
-		"registry r.example fails since 2026-01-02 03:01:05 UTC (3m0s ago), 7 times: status 503\n",
+		"registry r.example has failed since 2026-01-02 03:01:05 UTC (3m0s ago), 7 times: status 503\n",
 		"lacunactl layers\n",
 	} {
 		if !strings.Contains(out.String(), want) {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
+	"github.com/lacuna-snapshotter/lacuna/internal/kernel"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/fanotify"
 )
 
@@ -101,8 +102,9 @@ func newWorkers(t *testing.T, n int) (list []*worker) {
 		})
 		list = append(list, w)
 	}
+	hostcheck.Feature(t, kernel.PreContent)
 	if err := fanotify.Probe(list[0].disk.dir); err != nil {
-		hostcheck.Missing(t, "fanotify pre-content events: "+err.Error())
+		hostcheck.Missing(t, "a file system with pre-content events: "+err.Error())
 	}
 	return list
 }

@@ -1,4 +1,4 @@
-// Package descriptor uses files by their numbers.
+// Package descriptor uses files by their descriptor numbers.
 package descriptor
 
 import (
@@ -6,9 +6,9 @@ import (
 	"syscall"
 )
 
-// Use calls f with a file's descriptor, which is not closed meanwhile and stays in
-// the mode it has: os.File.Fd would make it blocking, also for the processes that
-// share its description.
+// Use calls f with a file's descriptor, which is not closed during the call and stays
+// non-blocking: os.File.Fd would make it blocking, also for other processes that share
+// the open file description.
 func Use(file syscall.Conn, f func(fd int) error) error {
 	conn, err := file.SyscallConn()
 	if err != nil {

@@ -1,8 +1,8 @@
 //go:build !faults
 
-// Package fault has named points at which a test build of the daemon may die,
-// as if by kill -9. In every other build they are nothing.
+// Package fault has named points at which a test build of the daemon may kill itself
+// with SIGKILL. In every other build they do nothing.
 package fault
 
-// Point is a place that a daemon may die at.
+// Point is a point at which the daemon may be killed.
 func Point(string) {}

@@ -1,7 +1,7 @@
 //go:build faults
 
-// Package fault has named points at which a test build of the daemon may die,
-// as if by kill -9. In every other build they are nothing.
+// Package fault has named points at which a test build of the daemon may kill itself
+// with SIGKILL. In every other build they do nothing.
 package fault
 
 import (
@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Point kills the process with the odds that LACUNA_FAULT gives the name, as in
-// "before the answer=1/20".
+// Point kills the process with the probability that LACUNA_FAULT gives for the name, as
+// in "before the answer=1/20".
 func Point(name string) {
 	var at string
 	var n int
@@ -26,7 +26,7 @@ func Point(name string) {
 	}
 	if at == name && n > 0 && rand.IntN(n) == 0 {
 		_ = unix.Kill(os.Getpid(), unix.SIGKILL)
-		select {} // it takes effect when this thread returns to the kernel
+		select {} // the signal takes effect a moment later
 	}
 }
 

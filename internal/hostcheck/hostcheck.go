@@ -1,15 +1,18 @@
-// Package hostcheck lets a test say what it needs of the machine: root, a tool,
-// a kernel feature. Where that is missing the test is skipped visibly; in CI,
-// which promises all of it, the test fails instead.
+// Package hostcheck checks what a test requires of the machine: root, a tool, a kernel
+// feature. Where that is missing the test is skipped visibly; in CI, which must have all
+// of it, the test fails instead.
 package hostcheck
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"testing"
+
+	"github.com/lacuna-snapshotter/lacuna/internal/feature"
 )
 
-// Root needs the test to run as root.
+// Root requires root.
 func Root(t testing.TB) {
 	t.Helper()
 	unit(t, "root")
@@ -18,7 +21,7 @@ func Root(t testing.TB) {
 	}
 }
 
-// Tool needs a program and returns its path.
+// Tool requires a program and returns its path.
 func Tool(t testing.TB, name string) string {
 	t.Helper()
 	unit(t, name)
@@ -29,7 +32,38 @@ func Tool(t testing.TB, name string) string {
 	return path
 }
 
-// Missing ends the test for want of what.
+// Feature requires a feature of the kernel. The test is skipped only on a kernel of a
+// release that does not have it; where the kernel should have it, the test fails, so
+// that a wrong probe cannot disable tests.
+func Feature(t testing.TB, f *feature.Feature) {
+	t.Helper()
+	err := f.Check()
+	if err == nil {
+		return
+	}
+	if may, why := maySkip(f, err); !may {
+		t.Fatalf("%v; %s", err, why)
+	}
+	Missing(t, err.Error())
+}
+
+// maySkip reports whether a test may be skipped after a feature's error, and why not.
+func maySkip(f *feature.Feature, err error) (may bool, why string) {
+	if !errors.Is(err, feature.ErrMissing) {
+		return false, "the probe cannot tell"
+	}
+	release, err := feature.Release()
+	if err != nil {
+		return false, err.Error()
+	}
+	kernel, err := feature.ParseVersion(release)
+	if err != nil {
+		return false, err.Error()
+	}
+	return !f.Expected(kernel), "this kernel, " + release + ", should have it"
+}
+
+// Missing ends a test that requires something that is missing.
 func Missing(t testing.TB, what string) {
 	t.Helper()
 	unit(t, what)

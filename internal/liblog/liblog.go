@@ -1,6 +1,5 @@
-// Package liblog has the libraries that log by themselves, containerd's and gRPC's,
-// log as the program does. It changes what is the whole process's: a program calls
-// it once, first of all.
+// Package liblog redirects the logs of libraries, containerd's and gRPC's, to the
+// program's own. It changes global state: a program calls it once, at its start.
 package liblog
 
 import (
@@ -15,8 +14,8 @@ import (
 	"google.golang.org/grpc/grpclog"
 )
 
-// Redirect sends what the libraries log to l, as warnings and errors where they are;
-// the rest, which tells of each request, is for debugging.
+// Redirect sends the libraries' logs to l: warnings and errors with their level, the
+// rest, which is about single requests, as debug messages.
 func Redirect(l *slog.Logger) {
 	to := l.With("library", "containerd")
 	logger := log.L.Logger
@@ -40,7 +39,7 @@ func (hook) Levels() []log.Level {
 func (h hook) Fire(e *log.Entry) error {
 	level := slog.LevelDebug
 	switch {
-	case e.Level <= log.ErrorLevel: // more severe ones are less
+	case e.Level <= log.ErrorLevel: // more severe levels are smaller
 		level = slog.LevelError
 	case e.Level == log.WarnLevel:
 		level = slog.LevelWarn
@@ -53,7 +52,8 @@ func (h hook) Fire(e *log.Entry) error {
 	return nil
 }
 
-// lines takes what gRPC's logger prints of errors: a time, "ERROR: " and the text.
+// lines takes the lines that gRPC's logger prints for errors: a time, "ERROR: " and the
+// text.
 type lines struct{ to *slog.Logger }
 
 func (l lines) Write(b []byte) (int, error) {

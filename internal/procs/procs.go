@@ -8,8 +8,8 @@ import (
 	"strconv"
 )
 
-// Find lists the processes whose command line has some words, one after the
-// other, behind the program's name.
+// Find lists the processes whose command line contains some words, in this order and
+// next to each other, after the program's name.
 func Find(words ...string) (pids []int, err error) {
 	want := []byte{0}
 	for _, w := range words {
@@ -22,7 +22,7 @@ func Find(words ...string) (pids []int, err error) {
 	for _, path := range lines {
 		b, err := os.ReadFile(path)
 		if err != nil || !bytes.Contains(b, want) {
-			continue // it has ended, or is another
+			continue // it has ended, or does not match
 		}
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
 		if err != nil {

@@ -14,19 +14,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Patience is how long Get waits for an answer: a daemon has it at hand.
+// Patience is how long Get waits for an answer. A daemon that runs answers at once.
 const Patience = 5 * time.Second
 
-// maxAnswer bounds an answer, in bytes: a hundred thousand layers.
+// maxAnswer bounds an answer, in bytes. It is enough for a hundred thousand layers.
 const maxAnswer = 64 << 20
 
 var (
-	// ErrNotRunning says that nobody listens on the socket.
-	ErrNotRunning = errors.New("no daemon listens on the socket; systemctl status lacuna-snapshotter tells why")
-	// ErrNoAnswer says that somebody holds the socket, as keepers do for a daemon
-	// that is not there, and nobody answers.
-	ErrNoAnswer = errors.New("connected, but no daemon answers: it is stopped, restarting or stuck; systemctl status lacuna-snapshotter tells which")
-	// ErrNotAllowed says that the caller may not use the socket.
+	// ErrNotRunning means that no process listens on the socket.
+	ErrNotRunning = errors.New("no daemon listens on the socket; systemctl status lacuna-snapshotter says why")
+	// ErrNoAnswer means that a process holds the socket, as keepers do while no daemon
+	// runs, and no daemon answers.
+	ErrNoAnswer = errors.New("connected, but no daemon answers: it is stopped, restarting or stuck; systemctl status lacuna-snapshotter says which")
+	// ErrNotAllowed means that the caller may not use the socket.
 	ErrNotAllowed = errors.New("permission denied: only root may ask the daemon")
 )
 
@@ -63,14 +63,14 @@ func get(ctx context.Context, socket, object string, v any) error {
 	return json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(v)
 }
 
-// explain puts what a failure means in place of what the kernel calls it.
+// explain replaces the kernel's errors by what they mean here.
 func explain(ctx context.Context, err error) error {
 	switch {
 	case errors.Is(err, os.ErrPermission):
 		return ErrNotAllowed
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
 		return ErrNotRunning
-	case errors.Is(err, unix.EAGAIN): // more wait already than the queue holds
+	case errors.Is(err, unix.EAGAIN): // the socket's queue of connections is full
 		return ErrNoAnswer
 	case errors.Is(context.Cause(ctx), ErrNoAnswer):
 		return ErrNoAnswer

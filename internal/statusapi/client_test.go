@@ -59,13 +59,13 @@ func TestNotRunning(t *testing.T) {
 	}
 }
 
-// TestNobodyAnswers is the keepers' socket while no daemon is there.
-func TestNobodyAnswers(t *testing.T) {
+// TestNoAnswer has a socket that keepers hold while no daemon runs.
+func TestNoAnswer(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "s")
 	listen(t, path)
 	if err := Get(t.Context(), path, "status", nil); !errors.Is(err, ErrNoAnswer) {
-		t.Errorf("nobody accepts: %v", err)
+		t.Errorf("no process accepts: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

@@ -1,4 +1,4 @@
-// Package version is what the commands say of themselves.
+// Package version is the version that the commands print.
 package version
 
 import "runtime/debug"

@@ -27,8 +27,8 @@ type Config struct {
 	Tag string // names the cache in /proc/fs/fscache/caches
 	// Limits are percentages of the file system's free blocks (B) and files
 	// (F): below Stop nothing is added, below Cull the kernel asks for culling,
-	// until Run is reached. 0 <= Stop < Cull < Run < 100; all zero means the
-	// kernel's own.
+	// until Run is reached. All zero means the kernel's own. The caller checks that
+	// 0 <= Stop < Cull < Run < 100; the kernel refuses anything else.
 	Limits Limits
 }
 
@@ -50,24 +50,8 @@ func (l Limits) commands() []string {
 	}
 }
 
-// Check reports limits that the kernel would refuse.
-func (l Limits) Check() error {
-	if l == (Limits{}) {
-		return nil
-	}
-	for _, v := range [][3]int{{l.BStop, l.BCull, l.BRun}, {l.FStop, l.FCull, l.FRun}} {
-		if v[0] < 0 || v[0] >= v[1] || v[1] >= v[2] || v[2] >= 100 {
-			return fmt.Errorf("culling limits of %d, %d and %d %%: 0 <= stop < cull < run < 100 is needed", v[0], v[1], v[2])
-		}
-	}
-	return nil
-}
-
 // Open opens the device and binds the cache in on-demand mode.
 func Open(c Config) (*os.File, error) {
-	if err := c.Limits.Check(); err != nil {
-		return nil, err
-	}
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, err
 	}

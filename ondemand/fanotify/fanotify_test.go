@@ -12,6 +12,7 @@ import (
 
 	"github.com/lacuna-snapshotter/lacuna/internal/descriptor"
 	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
+	"github.com/lacuna-snapshotter/lacuna/internal/kernel"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/inflight"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/transporttest"
@@ -19,8 +20,9 @@ import (
 
 func TestConformance(t *testing.T) {
 	hostcheck.Root(t)
+	hostcheck.Feature(t, kernel.PreContent)
 	if err := Probe(t.TempDir()); err != nil {
-		hostcheck.Missing(t, "fanotify pre-content events: "+err.Error())
+		hostcheck.Missing(t, "a file system with pre-content events: "+err.Error())
 	}
 	var release func()
 	transporttest.Run(t, transporttest.Kind{

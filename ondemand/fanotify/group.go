@@ -6,6 +6,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/internal/kernel"
 )
 
 // NewGroup makes a group for pre-content events. As long as a process has a descriptor
@@ -25,7 +27,7 @@ func NewGroup() (*os.File, error) {
 func hint(err error) string {
 	switch {
 	case errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EINVAL):
-		return " (needs Linux 6.14 with CONFIG_FANOTIFY_ACCESS_PERMISSIONS)"
+		return " (needs " + kernel.PreContent.Needs() + ")"
 	case errors.Is(err, unix.EPERM):
 		return " (needs CAP_SYS_ADMIN)"
 	case errors.Is(err, unix.EMFILE):
@@ -38,6 +40,9 @@ func hint(err error) string {
 
 // Probe reports whether pre-content events work for files in dir.
 func Probe(dir string) error {
+	if err := kernel.PreContent.Check(); err != nil {
+		return err
+	}
 	group, err := NewGroup()
 	if err != nil {
 		return err

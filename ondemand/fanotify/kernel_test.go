@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
+	"github.com/lacuna-snapshotter/lacuna/internal/kernel"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/inflight"
 )
@@ -31,8 +32,9 @@ const (
 func needKernel(t *testing.T) {
 	t.Helper()
 	hostcheck.Root(t)
+	hostcheck.Feature(t, kernel.PreContent)
 	if err := Probe(t.TempDir()); err != nil {
-		hostcheck.Missing(t, "fanotify pre-content events: "+err.Error())
+		hostcheck.Missing(t, "a file system with pre-content events: "+err.Error())
 	}
 }
 

@@ -2,7 +2,6 @@ package fuse
 
 import (
 	"log/slog"
-	"os"
 	"path/filepath"
 	"testing"
 
@@ -10,6 +9,7 @@ import (
 
 	"github.com/lacuna-snapshotter/lacuna/erofs"
 	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
+	"github.com/lacuna-snapshotter/lacuna/internal/kernel"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/inflight"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/transporttest"
@@ -38,9 +38,7 @@ func open(t *testing.T, dir string, loop bool) *Server {
 
 func TestConformance(t *testing.T) {
 	hostcheck.Root(t)
-	if _, err := os.Stat("/dev/fuse"); err != nil {
-		hostcheck.Missing(t, "FUSE")
-	}
+	hostcheck.Feature(t, kernel.FUSE)
 	for name, loop := range map[string]bool{"file": false, "loop": true} {
 		t.Run(name, func(t *testing.T) {
 			transporttest.Run(t, transporttest.Kind{

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
+	"github.com/lacuna-snapshotter/lacuna/internal/kernel"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/inflight"
 )
@@ -60,9 +61,7 @@ type served struct {
 func needFUSE(t *testing.T) {
 	t.Helper()
 	hostcheck.Root(t)
-	if _, err := os.Stat("/dev/fuse"); err != nil {
-		hostcheck.Missing(t, "FUSE")
-	}
+	hostcheck.Feature(t, kernel.FUSE)
 }
 
 func serveAt(t *testing.T, dir string, dev *os.File, j *inflight.Table) *served {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
+	"github.com/lacuna-snapshotter/lacuna/internal/kernel"
 )
 
 // beDaemon keeps a pipe, anchors it, says so, and waits to be killed.
@@ -69,6 +70,7 @@ func startDaemon(t *testing.T, dir string) (*exec.Cmd, string) {
 func needFreezer(t *testing.T, dir string) {
 	t.Helper()
 	hostcheck.Root(t)
+	hostcheck.Feature(t, kernel.Freezer)
 	f, err := openFreezer(dir)
 	if err != nil {
 		hostcheck.Missing(t, "the version 1 freezer cgroup: "+err.Error())

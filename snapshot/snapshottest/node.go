@@ -21,6 +21,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
 	"github.com/lacuna-snapshotter/lacuna/internal/descriptor"
 	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
+	"github.com/lacuna-snapshotter/lacuna/internal/kernel"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/fanotify"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/inflight"
@@ -176,8 +177,9 @@ func Hold(t *testing.T, n *Node) *os.File {
 // pre-content events.
 func NeedFanotify(t *testing.T) {
 	hostcheck.Root(t)
+	hostcheck.Feature(t, kernel.PreContent)
 	if err := fanotify.Probe(t.TempDir()); err != nil {
-		hostcheck.Missing(t, "fanotify pre-content events: "+err.Error())
+		hostcheck.Missing(t, "a file system with pre-content events: "+err.Error())
 	}
 }
 

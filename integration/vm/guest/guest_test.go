@@ -134,7 +134,7 @@ func TestStandalone(t *testing.T) {
 // ends it.
 func serve(t *testing.T, args []string, mounts int, use func(target string, n int)) {
 	t.Helper()
-	cmd := exec.Command("lacunactl", append([]string{"serve-cachefiles"}, args...)...)
+	cmd := exec.Command("lacuna-snapshotter", append([]string{"serve-cachefiles"}, args...)...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {

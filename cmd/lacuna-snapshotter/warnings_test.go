@@ -8,7 +8,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/config"
 )
 
-func TestDoubts(t *testing.T) {
+func TestWarnings(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "config.json")
 	c := &config.Config{}
@@ -23,8 +23,8 @@ func TestDoubts(t *testing.T) {
 		if err := readableJSON(path); (err == nil) != good {
 			t.Errorf("%s: %v", text, err)
 		}
-		if !good && len(doubts(c)) == 0 {
-			t.Error("doubts does not tell of it")
+		if !good && len(warnings(c)) == 0 {
+			t.Error("warnings does not report it")
 		}
 	}
 	links := map[string]string{"a": "mnt:[1]", "b": "mnt:[2]", "c": "mnt:[1]"}
