@@ -15,6 +15,7 @@
 //	attach.go  attached blobs: marks, mounts, and when a mark may be removed
 //	server.go  one loop that reads events, one goroutine for each
 //	left.go    what a dead daemon has left in the in-flight table (package inflight)
+//	number.go  answering it, and new events with the same descriptor numbers
 //
 // # Pitfalls, and where they are met
 //

@@ -16,13 +16,15 @@ import (
 
 // Server is the transport.
 type Server struct {
-	group   *os.File
-	table   *inflight.Table
-	log     *slog.Logger
-	self    int32
-	numbers map[int32]*number // of a dead daemon's events; not changed after Serve
-	loop    chan struct{}     // closed when no more events are read
+	group *os.File
+	table *inflight.Table
+	log   *slog.Logger
+	self  int32
+	loop  chan struct{} // closed when no more events are read
 	*ondemand.Requests
+
+	numbering sync.Mutex        // held while events are read and taken, and while dead ones are answered
+	numbers   map[int32]*number // of a dead daemon's events; not changed after Serve
 
 	mu       sync.RWMutex
 	attached map[inode]*attached
@@ -62,9 +64,7 @@ func (s *Server) Close() error {
 	err := s.group.SetReadDeadline(past)
 	<-s.loop
 	s.WaitAll()
-	for _, n := range s.numbers {
-		n.once.Do(n.free)
-	}
+	s.freeNumbers()
 	return errors.Join(err, s.detachAll(), s.group.Close())
 }
 
@@ -81,11 +81,10 @@ func (s *Server) read() {
 	defer close(s.loop)
 	pace := ondemand.Pace{Log: s.log, What: "reading fanotify events"}
 	for {
-		n, err := s.group.Read(s.table.Inbox())
+		err := s.readOnce()
 		switch {
 		case err == nil:
 			pace.Good()
-			s.received(n)
 		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, os.ErrClosed):
 			return
 		case final(err):
@@ -96,6 +95,27 @@ func (s *Server) read() {
 			pace.Failed(err)
 		}
 	}
+}
+
+// readOnce waits for events, reads and takes them. Reading and taking hold
+// s.numbering, as answering dead events does: see number.
+func (s *Server) readOnce() error {
+	conn, err := s.group.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var readErr error
+	err = conn.Read(func(fd uintptr) bool {
+		s.numbering.Lock()
+		defer s.numbering.Unlock()
+		var n int
+		n, readErr = unix.Read(int(fd), s.table.Inbox())
+		if readErr == nil {
+			s.received(n)
+		}
+		return !errors.Is(readErr, unix.EAGAIN)
+	})
+	return errors.Join(err, readErr)
 }
 
 // final reports whether a read failed because the call itself is wrong, so that all
@@ -120,17 +140,21 @@ func (s *Server) received(n int) {
 	s.table.Emptied(n)
 }
 
-// take answers an event or starts the goroutine that will.
+// take answers an event or starts the goroutine that will. The caller holds
+// s.numbering.
 func (s *Server) take(e event) {
 	if e.fd < 0 { // an overflow, which FAN_UNLIMITED_QUEUE rules out
 		s.log.Error("fanotify event without a file", "mask", e.mask)
 		return
 	}
 	dead := s.numbers[e.fd]
-	if e.pid == s.self { // a fill's write, which must not wait for fills
-		if dead == nil || !s.Start(func() { s.allow(e, dead, patience) }) {
-			s.allow(e, dead, 0)
-		}
+	if dead != nil && dead.isAnswered() {
+		dead = nil
+	}
+	own := e.pid == s.self // a fill's write, which must not wait for fills
+	if own && dead == nil {
+		s.answer(e, 0)
+		s.closeFile(e)
 		return
 	}
 	var st unix.Stat_t
@@ -142,45 +166,21 @@ func (s *Server) take(e event) {
 	if err != nil {
 		s.log.Error("read fails with EIO", "error", err, "pid", e.pid)
 		if dead != nil {
-			s.answerAll(e.fd, dead, unix.EIO)
+			s.answerAll(dead, unix.EIO)
 		}
 		s.answer(e, unix.EIO)
 		s.closeFile(e)
 		return
 	}
-	s.Start(func() { s.serve(e, identity(&st), slot, dead) })
+	if dead != nil {
+		s.join(dead, left{event: e, file: identity(&st), slot: slot, live: true, own: own})
+		return
+	}
+	s.Start(func() { s.serve(e, identity(&st), slot) })
 }
 
-// patience is how long a write of this process that has got the number of dead events
-// waits for their fill before it denies them: it may be that fill's own write.
-const patience = time.Second
-
-// allow lets a write of this process go on, after dead events of its number.
-func (s *Server) allow(e event, dead *number, most time.Duration) {
-	if dead != nil {
-		late := time.NewTimer(most)
-		defer late.Stop()
-		select {
-		case <-dead.answered:
-		case <-late.C:
-		case <-s.Context().Done():
-		}
-		s.answerAll(e.fd, dead, unix.EIO) // unless it is
-	}
-	s.answer(e, 0)
-	s.closeFile(e)
-}
-
-// serve brings an event's range and answers. The event of a number that dead
-// events have is answered behind them.
-func (s *Server) serve(e event, id inode, slot int, dead *number) {
-	if dead != nil {
-		select {
-		case <-dead.answered:
-		case <-s.Context().Done():
-			return // for the next daemon, as the dead daemon's
-		}
-	}
+// serve brings an event's range and answers.
+func (s *Server) serve(e event, id inode, slot int) {
 	errno := s.fill(e, id)
 	if errno != 0 && s.Leaving() {
 		return // the next daemon finds it in the in-flight table
