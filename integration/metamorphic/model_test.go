@@ -74,6 +74,13 @@ type container struct {
 // files are what the container must show.
 func (c *container) files() content { return c.parent.files.with(c.own) }
 
+// known reports whether a read by name must show files. Where a snapshot of a mounted
+// overlay was removed, containerd's collector and Cleanup remove its directories and
+// those of ordinary snapshots below it; then files of lower layers show, or none.
+func (c *container) known() bool {
+	return !c.removed || !c.parent.ordinary && len(c.own) == 0
+}
+
 func (m *model) newKey(ns *namespace, what string) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()

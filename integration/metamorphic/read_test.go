@@ -25,7 +25,7 @@ func (s *sequence) judge(c *container, where string, err error) {
 
 // readSome reads a few files.
 func (s *sequence) readSome(r *rand.Rand) {
-	c := s.some(r, any1)
+	c := s.some(r, (*container).known)
 	if c == nil {
 		return
 	}
@@ -49,7 +49,7 @@ func (s *sequence) readSome(r *rand.Rand) {
 
 // readAll reads everything, here or in the background.
 func (s *sequence) readAll(r *rand.Rand) {
-	c := s.some(r, any1)
+	c := s.some(r, (*container).known)
 	if c == nil {
 		return
 	}
