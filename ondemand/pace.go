@@ -11,7 +11,7 @@ import (
 // goroutine.
 type Pace struct {
 	Log  *slog.Logger
-	What string // of the read, for the log
+	What string // is read, for the log
 
 	wait   time.Duration
 	silent int // errors that were not logged
@@ -30,7 +30,7 @@ const (
 func (p *Pace) Failed(err error) {
 	p.wait = min(max(2*p.wait, minPace), maxPace)
 	if now := time.Now(); now.After(p.next) {
-		p.Log.Error(p.What+"; trying again", "error", err, "errors since the last message", p.silent)
+		p.Log.Error(p.What+" could not be read; it is tried again", "error", err, "errors since the last message", p.silent)
 		p.silent, p.next = 0, now.Add(paceLog)
 	} else {
 		p.silent++

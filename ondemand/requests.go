@@ -128,7 +128,10 @@ func (r *Requests) LogFailure(err error, args ...any) {
 }
 
 // Fail says that no more requests can be read. It is called once at most.
-func (r *Requests) Fail(err error) { r.failed <- err }
+func (r *Requests) Fail(err error) {
+	r.log.Error("no more requests can be read from the kernel", "error", err)
+	r.failed <- err
+}
 
 // Failed implements Transport.
 func (r *Requests) Failed() <-chan error { return r.failed }

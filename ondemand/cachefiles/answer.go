@@ -25,7 +25,7 @@ func (s *Server) open(m message, o *object) {
 	// fail the OPEN, and reuse the number.
 	err := o.use(func(int) error { return s.kernel.command(openReply(s.dialect, m, b.Size())) })
 	if err != nil {
-		s.Log.Error("answering a cachefiles request", "request", m, "error", err)
+		s.Log.Error("a cachefiles request could not be answered", "request", m, "error", err)
 		s.forget(o)
 		return
 	}
@@ -37,7 +37,7 @@ func (s *Server) open(m message, o *object) {
 		o.held = err == nil
 	}
 	if err := s.bind(o, b); err != nil {
-		s.Log.Error("looking at a cache file", "cookie", o.cookie, "error", err)
+		s.Log.Error("the extents of a cache file could not be read", "cookie", o.cookie, "error", err)
 	}
 }
 
@@ -59,7 +59,7 @@ func (s *Server) fill(m message, o *object) bool {
 	}
 	if st.covers(m.off, m.n) {
 		if err := st.doubt(s.Context(), o); err != nil {
-			s.Log.Error("looking at a cache file", "cookie", o.cookie, "error", err)
+			s.Log.Error("the extents of a cache file could not be read", "cookie", o.cookie, "error", err)
 		}
 	}
 	if err := b.Fill(s.Context(), m.off, m.n); err != nil {
@@ -78,12 +78,12 @@ func (s *Server) complete(m message, o *object) {
 	err := o.use(func(fd int) error { return s.kernel.complete(fd, m.id) })
 	// EINVAL: the reader was killed, or the object dropped, meanwhile.
 	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, errClosed) {
-		s.Log.Error("completing a cachefiles request", "request", m, "error", err)
+		s.Log.Error("a cachefiles request could not be completed", "request", m, "error", err)
 	}
 }
 
 func (s *Server) reply(command string, m message) {
 	if err := s.kernel.command(command); err != nil && !errors.Is(err, unix.EINVAL) {
-		s.Log.Error("answering a cachefiles request", "request", m, "error", err)
+		s.Log.Error("a cachefiles request could not be answered", "request", m, "error", err)
 	}
 }

@@ -16,7 +16,7 @@ import (
 func (s *Server) cullWhenAsked() {
 	for range s.cull {
 		freed, busy := s.cullCold()
-		s.Log.Info("culled", "objects", freed, "in use", busy)
+		s.Log.Info("cold objects were culled", "objects", freed, "in use", busy)
 	}
 }
 
@@ -39,7 +39,7 @@ func (s *Server) cullCold() (freed, busy int) {
 		return nil
 	})
 	if err != nil {
-		s.Log.Error("looking for cold objects", "error", err)
+		s.Log.Error("cold objects could not be listed", "error", err)
 	}
 	slices.SortFunc(list, func(a, b cold) int {
 		return cmp.Or(a.used.Compare(b.used), cmp.Compare(a.path, b.path))
@@ -54,7 +54,7 @@ func (s *Server) cullCold() (freed, busy int) {
 		case errors.Is(err, unix.EBUSY):
 			busy++
 		case !errors.Is(err, unix.ENOENT):
-			s.Log.Error("culling", "object", c.path, "error", err)
+			s.Log.Error("an object could not be culled", "object", c.path, "error", err)
 		}
 	}
 	return freed, busy

@@ -13,7 +13,7 @@ import (
 func (s *Server) read() {
 	defer close(s.loop)
 	b := make([]byte, maxMessage)
-	pace := ondemand.Pace{Log: s.Log, What: "reading cachefiles requests"}
+	pace := ondemand.Pace{Log: s.Log, What: "a cachefiles request"}
 	for {
 		n, err := s.kernel.read(b)
 		switch {
@@ -35,7 +35,6 @@ func (s *Server) read() {
 			return
 		case errors.Is(err, unix.EBADF), errors.Is(err, unix.EFAULT), errors.Is(err, unix.EINVAL):
 			// The call itself is wrong, so the next one fails too.
-			s.Log.Error("reading cachefiles requests", "error", err)
 			s.Fail(err)
 			return
 		default:
@@ -68,7 +67,7 @@ func (s *Server) take(b []byte) {
 	}
 	m, err := decode(b, s.dialect)
 	if err != nil {
-		s.Log.Error("decoding a cachefiles request", "error", err)
+		s.Log.Error("a cachefiles request could not be decoded", "error", err)
 		return
 	}
 	if s.seen != nil {
@@ -102,7 +101,7 @@ func (s *Server) take(b []byte) {
 		case o == nil:
 			// Without a descriptor nothing can be said to a mainline kernel,
 			// which asks again with an OPEN before it.
-			s.Log.Error("request for an unknown object", "request", m)
+			s.Log.Error("a cachefiles request is for an unknown object", "request", m)
 			s.done(r)
 			if s.dialect == V5 {
 				s.complete(m, nil)

@@ -77,7 +77,7 @@ func (s *Server) rebind(b *ondemand.Blob) {
 		if o.of(b.Key()) && o.bound() != nil {
 			s.Go(func() {
 				if err := s.bind(o, b); err != nil && !errors.Is(err, errClosed) {
-					s.Log.Error("looking at a cache file", "cookie", o.cookie, "error", err)
+					s.Log.Error("the extents of a cache file could not be read", "cookie", o.cookie, "error", err)
 				}
 			})
 		}

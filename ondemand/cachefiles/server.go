@@ -106,7 +106,7 @@ func (s *Server) adopt(h Held) {
 	}
 	err = errors.Join(err, h.File.Close())
 	if err != nil {
-		s.Log.Error("an object of the last daemon is not adopted", "label", h.Label, "error", err)
+		s.Log.Error("an object of the last daemon could not be adopted", "label", h.Label, "error", err)
 		return
 	}
 	o := s.register(m)
@@ -232,10 +232,10 @@ func (s *Server) release(o *object) {
 	}
 	if o.held {
 		if err := s.Holder.Release(label(o.id, o.volume, o.cookie)); err != nil {
-			s.Log.Error("an object is not released", "cookie", o.cookie, "error", err)
+			s.Log.Error("an object could not be released", "cookie", o.cookie, "error", err)
 		}
 	}
 	if err := o.close(); err != nil {
-		s.Log.Error("closing an object", "cookie", o.cookie, "error", err)
+		s.Log.Error("an object could not be closed", "cookie", o.cookie, "error", err)
 	}
 }

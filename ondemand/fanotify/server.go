@@ -79,7 +79,7 @@ func (s *Server) Drain() {
 // event that only the loop can answer.
 func (s *Server) read() {
 	defer close(s.loop)
-	pace := ondemand.Pace{Log: s.log, What: "reading fanotify events"}
+	pace := ondemand.Pace{Log: s.log, What: "a fanotify event"}
 	for {
 		err := s.readOnce()
 		switch {
@@ -88,7 +88,6 @@ func (s *Server) read() {
 		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, os.ErrClosed):
 			return
 		case final(err):
-			s.log.Error("reading fanotify events", "error", err)
 			s.Fail(err)
 			return
 		default:
@@ -132,7 +131,7 @@ func (s *Server) received(n int) {
 	s.table.Received(n)
 	events, err := decode(s.table.Inbox()[:n])
 	if err != nil {
-		s.log.Error("decoding fanotify events", "error", err)
+		s.log.Error("fanotify events could not be decoded", "error", err)
 	}
 	for _, e := range events {
 		s.take(e)
@@ -144,7 +143,7 @@ func (s *Server) received(n int) {
 // s.numbering.
 func (s *Server) take(e event) {
 	if e.fd < 0 { // an overflow, which FAN_UNLIMITED_QUEUE rules out
-		s.log.Error("fanotify event without a file", "mask", e.mask)
+		s.log.Error("a fanotify event has no file", "mask", e.mask)
 		return
 	}
 	dead := s.numbers[e.fd]
@@ -221,13 +220,13 @@ func (s *Server) answer(e event, errno unix.Errno) {
 func (s *Server) respond(fd int32, errno unix.Errno) {
 	// ENOENT: the reader was killed, or it was answered before.
 	if _, err := s.group.Write(answer(fd, errno)); err != nil && !errors.Is(err, unix.ENOENT) {
-		s.log.Error("answering a fanotify event", "error", err)
+		s.log.Error("a fanotify event could not be answered", "error", err)
 	}
 }
 
 func (s *Server) closeFile(e event) {
 	if err := unix.Close(int(e.fd)); err != nil {
-		s.log.Error("closing an event's file", "error", err)
+		s.log.Error("the file of a fanotify event could not be closed", "error", err)
 	}
 }
 

@@ -145,7 +145,7 @@ func unique(m []byte) uint64 { return binary.NativeEndian.Uint64(m[8:]) }
 // read is the loop.
 func (s *session) read() {
 	defer close(s.loop)
-	pace := ondemand.Pace{Log: s.log, What: "reading FUSE requests"}
+	pace := ondemand.Pace{Log: s.log, What: "a FUSE request"}
 	for {
 		n, err := s.next()
 		switch {
@@ -160,7 +160,6 @@ func (s *session) read() {
 		case errors.Is(err, errWoken):
 			return
 		case final(err):
-			s.log.Error("reading FUSE requests", "error", err)
 			s.fs.requests.Fail(err)
 			return
 		default:
@@ -301,7 +300,7 @@ func (s *session) write(m, answer []byte) {
 	})
 	// ENOENT: answered before, or the reader was killed.
 	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
-		s.log.Error("answering a FUSE request", "opcode", opcode(m), "error", err)
+		s.log.Error("a FUSE request could not be answered", "opcode", opcode(m), "error", err)
 	}
 }
 

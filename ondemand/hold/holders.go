@@ -73,7 +73,7 @@ func Adopt(dir string, count int, program Program, log *slog.Logger) (_ *Holders
 			return nil, nil, err
 		}
 		if err != nil {
-			log.Warn("an anchor does not give what it holds", "error", err)
+			log.Warn("what an anchor holds could not be adopted", "error", err)
 		}
 	}
 	if err := h.complete(); err != nil {

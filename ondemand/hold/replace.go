@@ -74,7 +74,7 @@ func (h *Holders) renew(i int) error {
 		return errLeaving
 	}
 	if h.keepers[i] != nil {
-		h.log.Warn("a keeper has died; starting another", "socket", h.socket(i))
+		h.log.Warn("a keeper has died; another is started", "socket", h.socket(i))
 	}
 	next, err := h.start(i)
 	h.keepers[i] = next // nil after an error
