@@ -10,8 +10,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/lacuna-snapshotter/lacuna/fetcher"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
+	fetcher "github.com/lacuna-snapshotter/lacuna/fetcher/layer"
 )
 
 // lazyImage is an image of one layer, which a node has prepared lazily.

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/term"
 
 	"github.com/lacuna-snapshotter/lacuna/config"
-	"github.com/lacuna-snapshotter/lacuna/fetcher"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/layer"
 )
 
 func createCommand(x *indexSettings) *cobra.Command {
@@ -47,8 +47,8 @@ fails; then nothing is pushed.`,
 	return cmd
 }
 
-func buildOptions(c *config.Config) fetcher.BuildOptions {
-	return fetcher.BuildOptions{SpanSize: int64(c.Index.SpanSize), Spacing: int64(c.Index.Spacing), Grain: int64(c.Index.Grain)}
+func buildOptions(c *config.Config) layer.BuildOptions {
+	return layer.BuildOptions{SpanSize: int64(c.Index.SpanSize), Spacing: int64(c.Index.Spacing), Grain: int64(c.Index.Grain)}
 }
 
 func (e *indexer) create(cmd *cobra.Command, force bool) (result, error) {

@@ -18,7 +18,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
-	"github.com/lacuna-snapshotter/lacuna/fetcher"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/layer"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry/registrytest"
@@ -290,8 +290,8 @@ func TestSecondImageOnOneBase(t *testing.T) {
 	if _, err := CreateImage(t.Context(), resolve(t, reg.Ref("one")), store, CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	layer := digest.FromBytes(base.packed)
-	f, dense, err := store.openWhole(layer, store.densePath(layer, fetcher.BuildOptions{}))
+	d := digest.FromBytes(base.packed)
+	f, dense, err := store.openWhole(d, store.densePath(d, layer.BuildOptions{}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -299,14 +299,14 @@ func TestSecondImageOnOneBase(t *testing.T) {
 	// What the start of a third image reads, foretold on this machine before.
 	n := dense.Map.Spans()
 	starts := [][3]int64{{0, n / 5, 1}, {0, n / 2, 3}, {0, n - 2, 2}}
-	if err := store.PutPrediction(digest.FromString("third"), &Prediction{Layers: []digest.Digest{layer}, Spans: starts}); err != nil {
+	if err := store.PutPrediction(digest.FromString("third"), &Prediction{Layers: []digest.Digest{d}, Spans: starts}); err != nil {
 		t.Fatal(err)
 	}
 	for _, force := range []bool{false, true} {
 		if _, err := CreateImage(t.Context(), resolve(t, reg.Ref("two")), store, CreateOptions{Force: force}); err != nil {
 			t.Fatal(err)
 		}
-		h, err := store.Head(layer)
+		h, err := store.Head(d)
 		if err != nil {
 			t.Fatal(err)
 		}
