@@ -43,7 +43,7 @@ type use struct {
 type Layers struct {
 	LayersConfig
 	dirs      *dirs
-	indexes   *indexes
+	resolver  *index.Resolver
 	probes    *probes
 	fallbacks *fallbacks
 	// uses tells what snapshots there are. It is set before any layer is.
@@ -75,7 +75,7 @@ func OpenLayers(c LayersConfig) (*Layers, error) {
 	return &Layers{
 		LayersConfig: c,
 		dirs:         d,
-		indexes:      &indexes{client: c.Client, store: c.Store, log: c.Log},
+		resolver:     index.NewResolver(c.Client, c.Store, c.Log),
 		probes:       &probes{client: c.Client},
 		ctx:          ctx, cancel: cancel,
 		layers: map[digest.Digest]*Layer{}, mountpoints: map[string]digest.Digest{},

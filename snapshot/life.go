@@ -95,7 +95,7 @@ func (l *Layers) ready(ctx context.Context, layer *Layer, t Target, fetchable fu
 // make finds an absent or quarantined layer's index, writes its directory and
 // opens it.
 func (l *Layers) make(ctx context.Context, layer *Layer, t Target, fetchable func(context.Context) error) error {
-	f, kept, err := write(l.dirs, t, l.nameMountpoint(layer), func(into *index.Store) (*index.Head, error) { return l.indexes.find(ctx, t, into) })
+	f, kept, err := write(l.dirs, t, l.nameMountpoint(layer), func(into *index.Store) (*index.Head, error) { return l.resolver.Find(ctx, index.Want(t), into) })
 	if err != nil {
 		return err
 	}

@@ -36,7 +36,7 @@ func (l *Layers) predictRestored() {
 }
 
 func (l *Layers) fillRuns(blob *ondemand.Blob, f *files, t Target) {
-	runs, err := l.indexes.prediction(l.ctx, t)
+	runs, err := l.resolver.Prediction(l.ctx, index.Want(t))
 	if err != nil && !errors.Is(err, index.ErrNone) && l.ctx.Err() == nil {
 		l.Log.Warn("no prediction for an image", "image", t.Ref, "error", err)
 	}

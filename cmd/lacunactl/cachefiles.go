@@ -148,28 +148,13 @@ func (c *serveSettings) addImage(cmd *cobra.Command, engine *ondemand.Engine, se
 // fetchIndexes brings the heads of an image's indexes into the store: from the
 // repository or, where that has none, by making them.
 func (e *indexer) fetchIndexes(ctx context.Context) error {
-	missing := false
 	for _, l := range e.image.Layers {
-		_, err := e.store.Head(l.Digest)
-		missing = missing || err != nil
-	}
-	if !missing {
-		return nil
-	}
-	artifact, err := index.Find(ctx, e.image.Repo, e.image.Manifest.Digest)
-	if errors.Is(err, index.ErrNone) {
-		_, err := index.CreateImage(ctx, e.image, e.store, index.CreateOptions{Build: buildOptions(e.config)})
-		return err
-	}
-	if err != nil {
-		return err
-	}
-	for _, entry := range artifact.Entries {
-		head, err := index.FetchHead(ctx, e.image.Repo, entry)
-		if err != nil {
+		err := e.resolver.Fetch(ctx, e.want(l))
+		if errors.Is(err, index.ErrNone) {
+			_, err := index.CreateImage(ctx, e.image, e.store, index.CreateOptions{Build: buildOptions(e.config)})
 			return err
 		}
-		if err := e.store.Put(entry.Layer, head, index.Source{Ref: e.ref, Entry: entry}); err != nil {
+		if err != nil {
 			return err
 		}
 	}

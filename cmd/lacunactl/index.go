@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 
@@ -74,12 +75,18 @@ func (x *indexSettings) imageFlags(cmd *cobra.Command) {
 // indexer is an image with the store that its indexes are in.
 type indexer struct {
 	*indexSettings
-	config *config.Config
-	client *registry.Client
-	store  *index.Store
-	image  *index.Image
-	ref    string
-	many   bool // there are other platforms
+	config   *config.Config
+	client   *registry.Client
+	store    *index.Store
+	resolver *index.Resolver
+	image    *index.Image
+	ref      string
+	many     bool // there are other platforms
+}
+
+// want names a layer of the image for the resolver.
+func (e *indexer) want(l index.ImageLayer) index.Want {
+	return index.Want{Ref: e.ref, Manifest: e.image.Manifest.Digest, Layer: l.Digest}
 }
 
 // result is what a command tells of one image.
@@ -181,8 +188,9 @@ func (x *indexSettings) open(cmd *cobra.Command, ref string) (list []*indexer, d
 		done()
 		return nil, nil, err
 	}
+	resolver := index.NewResolver(client, store, slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil)))
 	for _, image := range images {
-		list = append(list, &indexer{x, c, client, store, image, ref, len(images) > 1})
+		list = append(list, &indexer{x, c, client, store, resolver, image, ref, len(images) > 1})
 	}
 	return list, done, nil
 }

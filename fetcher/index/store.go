@@ -182,6 +182,26 @@ func (s *Store) Share(layer digest.Digest, with *Store) error {
 	}
 }
 
+// Take moves a layer's index here from another store on the same file system, in
+// place of the one that is here. A process that dies meanwhile leaves the old index,
+// perhaps with the origin of the new one: its windows are verified, so that is found
+// out.
+func (s *Store) Take(layer digest.Digest, from *Store) error {
+	err := os.Rename(from.sourcePath(layer), s.sourcePath(layer))
+	if errors.Is(err, os.ErrNotExist) { // it is complete
+		if err = os.Remove(s.sourcePath(layer)); errors.Is(err, os.ErrNotExist) {
+			err = nil
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(from.Path(layer), s.Path(layer)); err != nil {
+		return err
+	}
+	return syncDir(s.dir)
+}
+
 // sameFile reports whether two names lead to the same file, or both to none.
 func sameFile(a, b string) bool {
 	x, errX := os.Stat(a)

@@ -106,6 +106,14 @@ func (r *Registry) AddManifest(tag string, b []byte) digest.Digest {
 	return d
 }
 
+// Remove deletes a blob or a manifest.
+func (r *Registry) Remove(d digest.Digest) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.blobs, d)
+	delete(r.manifests, d.String())
+}
+
 // AddReferrers makes the referrers API answer for a subject.
 func (r *Registry) AddReferrers(subject digest.Digest, index []byte) {
 	r.mu.Lock()
