@@ -231,7 +231,7 @@ func (r *spanReader) read(p []byte, at int64) error {
 				clear(r.cache)
 			}
 			last := min((at+int64(len(p))-1)/size+1, span+32)
-			first, last := r.layer.Grow(span, last, true)
+			first, last := r.layer.Widen(span, last, true)
 			err := r.layer.Fetch(r.ctx, first, last, func(i int64, b []byte) error {
 				r.cache[i] = append([]byte(nil), b...)
 				return nil

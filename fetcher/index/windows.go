@@ -2,14 +2,21 @@ package index
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
+
+	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
 )
 
 // ReadRange fills p from a remote blob at off with bytes that verify accepts, or
 // fails. It may call verify for several tries, in other places.
 type ReadRange func(ctx context.Context, p []byte, off int64, verify func(p []byte) error) error
+
+// ErrWindows is matched where windows are damaged or missing in the file, and in the
+// place that the index came from. Another index of the layer may have them.
+var ErrWindows = errors.New("windows of the index are damaged or missing")
 
 // Windows serves the windows of one layer from a local copy of its index. What
 // the copy lacks is read from remote and kept: a group is known to be there by
@@ -95,7 +102,7 @@ func (w *Windows) load(ctx context.Context, g Group) ([][]byte, error) {
 		}
 	}
 	if w.remote == nil {
-		return nil, fmt.Errorf("%w: windows at %d are damaged or missing", ErrFormat, g.Off)
+		return nil, fmt.Errorf("%w: %w: those at byte %d of %s", ErrWindows, ErrFormat, g.Off, w.file.Name())
 	}
 	var windows [][]byte
 	err := w.remote(ctx, packed, g.Off, func(packed []byte) (err error) {
@@ -103,7 +110,11 @@ func (w *Windows) load(ctx context.Context, g Group) ([][]byte, error) {
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("windows of checkpoints [%d,%d): %w", g.First, g.First+g.Count, err)
+		err = fmt.Errorf("windows of checkpoints [%d,%d): %w", g.First, g.First+g.Count, err)
+		if registry.NotFound(err) || errors.Is(err, ErrFormat) {
+			err = fmt.Errorf("%w: %w", ErrWindows, err)
+		}
+		return nil, err
 	}
 	_, err = w.file.WriteAt(packed, g.Off)
 	return windows, err

@@ -15,7 +15,7 @@
 // bytes arrive, lays the files out as the blob has them and compares each
 // span's digest. Only then it hands a span on. On the way from the checkpoint
 // it passes spans that nobody asked for; [Layer.Grow] tells which, so that they
-// can be kept.
+// can be kept: readahead.go has what a fetch brings beside what it is for.
 //
 // [Build] makes bootstrap, map and windows from a whole layer in one pass, and
 // checks the layer's digest and diff ID while it does.

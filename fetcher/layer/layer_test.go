@@ -107,19 +107,19 @@ func TestFetch(t *testing.T) {
 	}
 }
 
-func TestGrow(t *testing.T) {
+func TestWiden(t *testing.T) {
 	f := newFixture(t, 60, BuildOptions{SpanSize: 16 << 10})
 	m := f.layer.Map
 	grown := int64(0)
 	for i := range m.Spans() {
-		first, last := f.layer.Grow(i, i+1, true)
+		first, last := f.layer.Widen(i, i+1, true)
 		if first > i || last < i+1 {
 			t.Fatalf("span %d grew to [%d,%d)", i, first, last)
 		}
 		if m.Fetched(first, i+1) != m.Fetched(i, i+1) {
 			t.Errorf("growing %d back to %d costs bytes", i, first)
 		}
-		if free, end := f.layer.Grow(i, i+1, false); free != first || end != i+1 {
+		if free, end := f.layer.Widen(i, i+1, false); free != first || end != i+1 {
 			t.Errorf("span %d grew to [%d,%d), when missed to [%d,%d)", i, free, end, first, last)
 		}
 		from, _ := m.span(first)

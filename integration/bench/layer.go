@@ -88,7 +88,7 @@ func coldFetch(ctx context.Context, r *report, name string, packed []byte, h *in
 	windows := index.NewWindows(h, f, nil)
 	layer := layer.Layer{Map: h.Map, Remote: memory(packed), Windows: windows}
 	span := h.Map.Spans() / 2
-	first, last := layer.Grow(span, span+1, true)
+	first, last := layer.Widen(span, span+1, true)
 	var raw inflate.Expander
 	ck := 0
 	for i, c := range h.Map.Checkpoints {
