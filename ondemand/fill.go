@@ -163,7 +163,7 @@ func (b *Blob) fly(ctx context.Context, f *flight) {
 		err = b.fetch(ctx, f)
 	}
 	f.turn.done()
-	if b.land(f, err) {
+	if b.finish(f, err) {
 		b.engine.failed.Add(1)
 	}
 }
@@ -207,10 +207,10 @@ func (b *Blob) write(span int64, data []byte) error {
 	return nil
 }
 
-// land answers those who wait for spans of a flight that it has not brought, and
+// finish answers those who wait for spans of a flight that it has not brought, and
 // reports whether there were any, unless the last one had given it up. It is one
 // step: no reader joins what has failed.
-func (b *Blob) land(f *flight, err error) (failed bool) {
+func (b *Blob) finish(f *flight, err error) (failed bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	abandoned := err != nil && f.waiters == 0

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lacuna-snapshotter/lacuna/erofs"
+	"github.com/lacuna-snapshotter/lacuna/internal/durable"
 )
 
 // Directories below the root. Whatever an overlay may have as a lower directory
@@ -88,7 +89,7 @@ func (d *dirs) sweepNew() error {
 // install gives a directory of temp its name, for good. What had the name goes to
 // the trash.
 func (d *dirs) install(temp, path string) error {
-	if err := syncDir(temp); err != nil {
+	if err := durable.SyncDir(temp); err != nil {
 		return err
 	}
 	err := unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
@@ -99,7 +100,7 @@ func (d *dirs) install(temp, path string) error {
 	if err != nil {
 		return &os.LinkError{Op: "rename", Old: temp, New: path, Err: err}
 	}
-	return syncDir(filepath.Dir(path))
+	return durable.SyncDir(filepath.Dir(path))
 }
 
 // discard moves a directory, if there is one, to the trash, under a name that
@@ -164,13 +165,4 @@ func reachable(dir string) bool {
 		}
 	}
 	return false
-}
-
-// syncDir makes the names in a directory durable.
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/lacuna-snapshotter/lacuna/erofs"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
+	"github.com/lacuna-snapshotter/lacuna/internal/durable"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 )
 
@@ -179,13 +180,13 @@ func (f *files) mend(temp string) error {
 			return err
 		}
 	}
-	if err := syncDir(f.dir); err != nil {
+	if err := durable.SyncDir(f.dir); err != nil {
 		return err
 	}
 	if err := f.writeState(f.dir); err != nil {
 		return err
 	}
-	return syncDir(f.dir)
+	return durable.SyncDir(f.dir)
 }
 
 func (f *files) writeState(dir string) error {

@@ -20,7 +20,7 @@ type ownIndex struct {
 	store    *index.Store // of the layer alone
 	client   *registry.Client
 	resolver *index.Resolver
-	dirs     *dirs
+	temp     func() (dir string, done func(), err error)
 	log      *slog.Logger
 }
 
@@ -60,12 +60,12 @@ func (x *ownIndex) opened() (*index.Layer, error) {
 // replace finds another index of the layer's layout, puts it in the place of the own
 // one and opens it.
 func (x *ownIndex) replace(ctx context.Context) (*index.Layer, error) {
-	temp, done, err := x.dirs.temp()
+	dir, done, err := x.temp()
 	if err != nil {
 		return nil, err
 	}
 	defer done()
-	into, err := index.OpenStore(temp)
+	into, err := index.OpenStore(dir)
 	if err != nil {
 		return nil, err
 	}

@@ -19,13 +19,13 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
-	fetcher "github.com/lacuna-snapshotter/lacuna/fetcher/layer"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry/registrytest"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
 // publish puts the index of an image's first layer into its repository, as lacunactl
 // index push does. It returns the image's manifest.
-func (i *image) publish(t *testing.T, o fetcher.BuildOptions) digest.Digest {
+func (i *image) publish(t *testing.T, o spans.BuildOptions) digest.Digest {
 	t.Helper()
 	manifest := digest.FromString("the manifest")
 	path := filepath.Join(t.TempDir(), "index")
@@ -75,20 +75,20 @@ func TestDamagedOwnIndex(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		damage    func(path string) error
-		published *fetcher.BuildOptions // how the index in the repository is made
-		stored    bool                  // the node's store has another one
+		published *spans.BuildOptions // how the index in the repository is made
+		stored    bool                // the node's store has another one
 		before    func(img *image)
 		fails     bool // then readers get EIO, until
 		after     func(img *image)
 	}{
 		"in the store":        {damage: cut, stored: true},
-		"in the repository":   {damage: cut, published: &fetcher.BuildOptions{}},
-		"missing":             {damage: os.Remove, published: &fetcher.BuildOptions{}},
-		"without its windows": {damage: loseWindows, published: &fetcher.BuildOptions{}},
-		"of another layout":   {damage: cut, published: &fetcher.BuildOptions{SpanSize: 8 << 10}, fails: true},
+		"in the repository":   {damage: cut, published: &spans.BuildOptions{}},
+		"missing":             {damage: os.Remove, published: &spans.BuildOptions{}},
+		"without its windows": {damage: loseWindows, published: &spans.BuildOptions{}},
+		"of another layout":   {damage: cut, published: &spans.BuildOptions{SpanSize: 8 << 10}, fails: true},
 		"nowhere":             {damage: loseWindows, fails: true},
 		"registry away": {
-			damage: cut, published: &fetcher.BuildOptions{}, before: away, fails: true,
+			damage: cut, published: &spans.BuildOptions{}, before: away, fails: true,
 			after: func(img *image) { img.reg.ClearFaults() },
 		},
 	} {

@@ -136,7 +136,7 @@ func (l *Layers) open(layer *Layer, f *files) error {
 	if err := errors.Join(regular(f.path("bootstrap")), regular(own.Path(f.Layer))); err != nil {
 		return err
 	}
-	source := newLayerSource(&ownIndex{f.layerState, own, l.Client, l.resolver, l.dirs, l.Log})
+	source := newLayerSource(&ownIndex{f.layerState, own, l.Client, l.resolver, l.dirs.temp, l.Log})
 	store, err := l.Transport.Store(f.key(), f.BlobSize, f.SpanSize)
 	if err != nil {
 		return err

@@ -11,7 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
-	fetcher "github.com/lacuna-snapshotter/lacuna/fetcher/layer"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
 // lazyImage is an image of one layer, which a node has prepared lazily.
@@ -41,7 +41,7 @@ func TestIndexMadeAnew(t *testing.T) {
 	n := startForTest(t, root)
 	img := lazyImage(t, n)
 	d := digest.FromBytes(img.layers[0])
-	other := fetcher.BuildOptions{SpanSize: 8 << 10}
+	other := spans.BuildOptions{SpanSize: 8 << 10}
 	if _, _, err := index.Create(t.Context(), bytes.NewReader(img.layers[0]), n.store.Path(d), other, index.Expect{}); err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +99,7 @@ func TestStateOfAnotherIndex(t *testing.T) {
 	if err := os.Remove(files.path("layer.json")); err != nil {
 		t.Fatal(err)
 	}
-	other := fetcher.BuildOptions{SpanSize: 8 << 10}
+	other := spans.BuildOptions{SpanSize: 8 << 10}
 	if _, _, err := index.Create(t.Context(), bytes.NewReader(img.layers[0]), n.store.Path(files.Layer), other, index.Expect{}); err != nil {
 		t.Fatal(err)
 	}

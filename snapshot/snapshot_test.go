@@ -25,10 +25,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
-	fetcher "github.com/lacuna-snapshotter/lacuna/fetcher/layer"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry/registrytest"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/fanotify"
@@ -179,7 +179,7 @@ func newImage(t *testing.T, n int) *image {
 func (i *image) index(t *testing.T, n *node, layer int) {
 	t.Helper()
 	d := digest.FromBytes(i.layers[layer])
-	if _, _, err := index.Create(t.Context(), bytes.NewReader(i.layers[layer]), n.store.Path(d), fetcher.BuildOptions{}, index.Expect{}); err != nil {
+	if _, _, err := index.Create(t.Context(), bytes.NewReader(i.layers[layer]), n.store.Path(d), spans.BuildOptions{}, index.Expect{}); err != nil {
 		t.Fatal(err)
 	}
 }

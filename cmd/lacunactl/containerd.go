@@ -16,7 +16,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
-	"github.com/lacuna-snapshotter/lacuna/fetcher/layer"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
 // maxManifest bounds manifests, as the distribution specification asks registries to
@@ -89,14 +89,14 @@ func (c *inContainerd) missing(desc v1.Descriptor, err error) error {
 }
 
 // Blob implements index.Content.
-func (c *inContainerd) Blob(desc v1.Descriptor) layer.Remote { return containerdBlob{c, desc} }
+func (c *inContainerd) Blob(desc v1.Descriptor) spans.Remote { return containerdBlob{c, desc} }
 
 type containerdBlob struct {
 	c    *inContainerd
 	desc v1.Descriptor
 }
 
-// Open implements layer.Remote. What is asked for comes as one stream.
+// Open implements spans.Remote. What is asked for comes as one stream.
 func (b containerdBlob) Open(ctx context.Context, off, n int64) io.ReadCloser {
 	ctx, cancel := context.WithCancel(namespaces.WithNamespace(ctx, b.c.namespace))
 	stream, err := b.c.blobs.Read(ctx, &contentapi.ReadContentRequest{Digest: b.desc.Digest.String(), Offset: off, Size: n})

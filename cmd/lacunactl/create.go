@@ -13,7 +13,7 @@ import (
 
 	"github.com/lacuna-snapshotter/lacuna/config"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
-	"github.com/lacuna-snapshotter/lacuna/fetcher/layer"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
 func createCommand(x *indexSettings) *cobra.Command {
@@ -47,8 +47,8 @@ fails; then nothing is pushed.`,
 	return cmd
 }
 
-func buildOptions(c *config.Config) layer.BuildOptions {
-	return layer.BuildOptions{SpanSize: int64(c.Index.SpanSize), Spacing: int64(c.Index.Spacing), Grain: int64(c.Index.Grain)}
+func buildOptions(c *config.Config) spans.BuildOptions {
+	return spans.BuildOptions{SpanSize: int64(c.Index.SpanSize), Spacing: int64(c.Index.Spacing), Grain: int64(c.Index.Grain)}
 }
 
 func (e *indexer) create(cmd *cobra.Command, force bool) (result, error) {

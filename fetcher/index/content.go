@@ -7,8 +7,8 @@ import (
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/lacuna-snapshotter/lacuna/fetcher/layer"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
 // Content is where an image's manifests and blobs are read from.
@@ -17,7 +17,7 @@ type Content interface {
 	// 4 MiB.
 	Manifest(ctx context.Context, object string) (v1.Descriptor, []byte, error)
 	// Blob returns access to a blob, of which Open tells whether it is there.
-	Blob(desc v1.Descriptor) layer.Remote
+	Blob(desc v1.Descriptor) spans.Remote
 }
 
 // inRegistry is the content of a repository.
@@ -27,7 +27,7 @@ func (r inRegistry) Manifest(ctx context.Context, object string) (v1.Descriptor,
 	return r.repo.Manifest(ctx, object)
 }
 
-func (r inRegistry) Blob(desc v1.Descriptor) layer.Remote { return r.repo.Blob(desc) }
+func (r inRegistry) Blob(desc v1.Descriptor) spans.Remote { return r.repo.Blob(desc) }
 
 // readBlob reads a small blob, verified; the caller has bounded its size.
 func readBlob(ctx context.Context, from Content, desc v1.Descriptor) ([]byte, error) {

@@ -10,7 +10,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/lacuna-snapshotter/lacuna/fetcher/layer"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
 const (
@@ -33,12 +33,12 @@ type Group struct {
 	First, Count int   // checkpoints
 	Off          int64 // in the layer blob
 	Len          int64 // packed
-	Digest       layer.Digest
+	Digest       spans.Digest
 }
 
 // Head is what of a layer's index is needed to mount it and to fetch.
 type Head struct {
-	Map       *layer.Map
+	Map       *spans.Map
 	Bootstrap []byte
 	Groups    []Group
 	Size      int64 // length of the encoded head
@@ -102,7 +102,7 @@ func encodeMap(h *Head) []byte {
 		blob, stream = int64(e.Blob)+e.Len, int64(e.Stream)+e.Len
 	}
 	put(int64(len(m.Checkpoints)))
-	var last layer.Checkpoint
+	var last spans.Checkpoint
 	for _, c := range m.Checkpoints {
 		put(c.Bit - last.Bit)
 		window := int64(0)
@@ -113,7 +113,7 @@ func encodeMap(h *Head) []byte {
 		last = c
 	}
 	put(int64(len(m.Stops)))
-	var stop layer.PackedOffset
+	var stop spans.PackedOffset
 	for _, s := range m.Stops {
 		put(int64(s - stop))
 		stop = s

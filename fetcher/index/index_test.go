@@ -21,15 +21,15 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/lacuna-snapshotter/lacuna/erofs"
-	"github.com/lacuna-snapshotter/lacuna/fetcher/layer"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry/registrytest"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-func createIndex(t testing.TB, packed []byte, opts layer.BuildOptions) (*Head, string) {
+func createIndex(t testing.TB, packed []byte, opts spans.BuildOptions) (*Head, string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "index")
 	h, _, err := Create(t.Context(), bytes.NewReader(packed), path, opts, Expect{})
@@ -41,7 +41,7 @@ func createIndex(t testing.TB, packed []byte, opts layer.BuildOptions) (*Head, s
 
 func TestRoundTrip(t *testing.T) {
 	packed := layertest.Gzip(t, layertest.Tar(t, 60, 1))
-	h, path := createIndex(t, packed, layer.BuildOptions{Spacing: 64 << 10})
+	h, path := createIndex(t, packed, spans.BuildOptions{Spacing: 64 << 10})
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -59,7 +59,7 @@ func TestRoundTrip(t *testing.T) {
 	if err := erofs.Check(got.Bootstrap, got.Map.BlobSize); err != nil {
 		t.Error(err)
 	}
-	_, again := createIndex(t, packed, layer.BuildOptions{Spacing: 64 << 10})
+	_, again := createIndex(t, packed, spans.BuildOptions{Spacing: 64 << 10})
 	if second, _ := os.ReadFile(again); !bytes.Equal(b, second) {
 		t.Error("two runs gave different indexes")
 	}
@@ -68,7 +68,7 @@ func TestRoundTrip(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	l := layer.Layer{Map: got.Map, Remote: &layertest.Remote{Data: packed}, Windows: NewWindows(got, f, nil)}
+	l := spans.Layer{Map: got.Map, Remote: &layertest.Remote{Data: packed}, Windows: NewWindows(got, f, nil)}
 	n := int64(0)
 	for i := range got.Map.Spans() {
 		if err := l.Fetch(t.Context(), i, i+1, func(int64, []byte) error { n++; return nil }); err != nil {
@@ -85,7 +85,7 @@ func TestRoundTrip(t *testing.T) {
 func TestGolden(t *testing.T) {
 	golden, want := "testdata/layer.index", "testdata/layer.json"
 	if *update {
-		h, path := createIndex(t, layertest.Gzip(t, layertest.Tar(t, 5, 9)), layer.BuildOptions{Spacing: 64 << 10, SpanSize: 64 << 10})
+		h, path := createIndex(t, layertest.Gzip(t, layertest.Tar(t, 5, 9)), spans.BuildOptions{Spacing: 64 << 10, SpanSize: 64 << 10})
 		b, _ := os.ReadFile(path)
 		j, _ := json.MarshalIndent(h.Map, "", " ")
 		for name, data := range map[string][]byte{golden: b, want: j} {
@@ -113,7 +113,7 @@ func TestCreateChecksTheLayer(t *testing.T) {
 	packed := layertest.Gzip(t, layertest.Tar(t, 5, 1))
 	for _, want := range []Expect{{Layer: digest.FromString("x")}, {DiffID: digest.FromString("x")}} {
 		path := filepath.Join(t.TempDir(), "index")
-		_, _, err := Create(t.Context(), bytes.NewReader(packed), path, layer.BuildOptions{}, want)
+		_, _, err := Create(t.Context(), bytes.NewReader(packed), path, spans.BuildOptions{}, want)
 		if err == nil || !strings.Contains(err.Error(), "expected") && !strings.Contains(err.Error(), "configuration says") {
 			t.Error(err)
 		}
@@ -124,7 +124,7 @@ func TestCreateChecksTheLayer(t *testing.T) {
 }
 
 func TestDecodeRefuses(t *testing.T) {
-	_, path := createIndex(t, layertest.Gzip(t, layertest.Tar(t, 20, 1)), layer.BuildOptions{})
+	_, path := createIndex(t, layertest.Gzip(t, layertest.Tar(t, 20, 1)), spans.BuildOptions{})
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -151,7 +151,7 @@ func TestStore(t *testing.T) {
 	if _, err := s.Head(d); !errors.Is(err, ErrNone) {
 		t.Fatal(err)
 	}
-	_, path := createIndex(t, packed, layer.BuildOptions{})
+	_, path := createIndex(t, packed, spans.BuildOptions{})
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -186,7 +186,7 @@ func TestStore(t *testing.T) {
 
 func TestWindowsFromRemote(t *testing.T) {
 	packed := layertest.Gzip(t, layertest.Tar(t, 100, 1))
-	h, path := createIndex(t, packed, layer.BuildOptions{Spacing: 64 << 10})
+	h, path := createIndex(t, packed, spans.BuildOptions{Spacing: 64 << 10})
 	all, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -387,7 +387,7 @@ func checkEverySpan(t *testing.T, store *Store, packed []byte) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	l := layer.Layer{Map: h.Map, Remote: &layertest.Remote{Data: packed}, Windows: NewWindows(h, f, nil)}
+	l := spans.Layer{Map: h.Map, Remote: &layertest.Remote{Data: packed}, Windows: NewWindows(h, f, nil)}
 	for i := range h.Map.Spans() {
 		if err := l.Fetch(t.Context(), i, i+1, func(int64, []byte) error { return nil }); err != nil {
 			t.Fatal(err)
@@ -404,7 +404,7 @@ func TestThin(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := digest.FromBytes(packed)
-	dense, _, err := Create(t.Context(), bytes.NewReader(packed), store.Path(d), denser(layer.BuildOptions{}), Expect{})
+	dense, _, err := Create(t.Context(), bytes.NewReader(packed), store.Path(d), denser(spans.BuildOptions{}), Expect{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -415,7 +415,7 @@ func TestThin(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if err := thin(&made{head: head, file: f}, nil, store.Path(d), runs, layer.DefaultSpacing); err != nil {
+	if err := thin(&made{head: head, file: f}, nil, store.Path(d), runs, spans.DefaultSpacing); err != nil {
 		t.Fatal(err)
 	}
 	h, err := store.Head(d)
@@ -438,7 +438,7 @@ func TestThin(t *testing.T) {
 }
 
 func FuzzDecodeHead(f *testing.F) {
-	_, path := createIndex(f, layertest.Gzip(f, layertest.Tar(f, 3, 1)), layer.BuildOptions{Spacing: 64 << 10})
+	_, path := createIndex(f, layertest.Gzip(f, layertest.Tar(f, 3, 1)), spans.BuildOptions{Spacing: 64 << 10})
 	b, err := os.ReadFile(path)
 	if err != nil {
 		f.Fatal(err)
@@ -459,7 +459,7 @@ func FuzzDecodeHead(f *testing.F) {
 
 // FuzzMap gets behind zstd: decode, encode, decode is a fixed point.
 func FuzzMap(f *testing.F) {
-	h, _ := createIndex(f, layertest.Gzip(f, layertest.Tar(f, 3, 1)), layer.BuildOptions{Spacing: 64 << 10})
+	h, _ := createIndex(f, layertest.Gzip(f, layertest.Tar(f, 3, 1)), spans.BuildOptions{Spacing: 64 << 10})
 	f.Add(encodeMap(h))
 	f.Add(repeated(mapBytes(1<<40, 1<<40, 1<<40, 4096, 4096), 20, 0, 0, 1))
 	f.Add(repeated(repeated(mapBytes(1<<40, 1<<40, 1<<40, 4096, 4096), 0), 20, 1, 1))
@@ -501,7 +501,7 @@ func TestLayerFromLiars(t *testing.T) {
 		t.Fatal(err)
 	}
 	packed := layertest.Gzip(t, layertest.Tar(t, 100, 1))
-	h, path := createIndex(t, packed, layer.BuildOptions{Spacing: 64 << 10})
+	h, path := createIndex(t, packed, spans.BuildOptions{Spacing: 64 << 10})
 	all, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)

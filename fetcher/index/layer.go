@@ -5,13 +5,13 @@ import (
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/lacuna-snapshotter/lacuna/fetcher/layer"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
 // Layer is a layer of a store, open for reading.
 type Layer struct {
-	layer.Layer
+	spans.Layer
 	file *os.File
 }
 
@@ -43,7 +43,7 @@ func (s *Store) Open(client *registry.Client, ref string, head *Head) (*Layer, e
 	}
 	head.Bootstrap = nil // large, and of no use to readers of data
 	return &Layer{
-		Layer: layer.Layer{
+		Layer: spans.Layer{
 			Map:     head.Map,
 			Remote:  repo.Blob(v1.Descriptor{Digest: d, Size: head.Map.PackedSize}).Patient(),
 			Windows: NewWindows(head, file, remote),

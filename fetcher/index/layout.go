@@ -17,7 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/lacuna-snapshotter/lacuna/fetcher/layer"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
 // Layout is an image of an OCI layout: a directory, or a tar of one as buildx,
@@ -143,7 +143,7 @@ func (l *Layout) Manifest(_ context.Context, object string) (v1.Descriptor, []by
 }
 
 // Blob implements Content.
-func (l *Layout) Blob(desc v1.Descriptor) layer.Remote { return layoutBlob{l, desc} }
+func (l *Layout) Blob(desc v1.Descriptor) spans.Remote { return layoutBlob{l, desc} }
 
 // Close frees the layout; its blobs must be closed.
 func (l *Layout) Close() error {
@@ -194,7 +194,7 @@ type layoutBlob struct {
 	desc   v1.Descriptor
 }
 
-// Open implements layer.Remote.
+// Open implements spans.Remote.
 func (b layoutBlob) Open(_ context.Context, off, n int64) io.ReadCloser {
 	err := b.desc.Digest.Validate()
 	var r *io.SectionReader

@@ -12,13 +12,13 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/lacuna-snapshotter/lacuna/fetcher/layer"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
 // CreateOptions say how an image's indexes are made.
 type CreateOptions struct {
-	Build layer.BuildOptions
+	Build spans.BuildOptions
 	// Force makes indexes anew that are there already.
 	Force bool
 	// Watch, if not nil, may watch the bytes of a layer go by.
@@ -171,7 +171,7 @@ func (m *maker) create(ctx context.Context, l ImageLayer, path string) error {
 	opts := denser(m.o.Build)
 	opts.Tar.Implied = m.below.apply
 	m.below.unknown = ""
-	_, _, err := create(ctx, r, path, opts, func(got *layer.Map) error {
+	_, _, err := create(ctx, r, path, opts, func(got *spans.Map) error {
 		if d := m.below.unknown; d != "" {
 			return fmt.Errorf("it implies directory %s, whose attributes are in a layer below that has no index", d)
 		}
@@ -185,7 +185,7 @@ func (m *maker) create(ctx context.Context, l ImageLayer, path string) error {
 func (m *maker) finish() error {
 	spacing := m.o.Build.Spacing
 	if spacing == 0 {
-		spacing = layer.DefaultSpacing
+		spacing = spans.DefaultSpacing
 	}
 	for _, ix := range m.indexes {
 		if !ix.dense {
@@ -212,7 +212,7 @@ func (m *maker) finish() error {
 }
 
 // densePath is where a layer's dense index is kept, which was made with options.
-func (s *Store) densePath(layer digest.Digest, o layer.BuildOptions) string {
+func (s *Store) densePath(layer digest.Digest, o spans.BuildOptions) string {
 	return fmt.Sprintf("%s%d-%d-%d", s.densePrefix(layer), o.SpanSize, o.Spacing, o.Grain)
 }
 

@@ -18,10 +18,10 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
-	"github.com/lacuna-snapshotter/lacuna/fetcher/layer"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry/registrytest"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
 // testLayer is a layer as it is in a registry, with the diff ID that an image says.
@@ -291,7 +291,7 @@ func TestSecondImageOnOneBase(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := digest.FromBytes(base.packed)
-	f, dense, err := store.openWhole(d, store.densePath(d, layer.BuildOptions{}))
+	f, dense, err := store.openWhole(d, store.densePath(d, spans.BuildOptions{}))
 	if err != nil {
 		t.Fatal(err)
 	}

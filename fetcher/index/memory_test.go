@@ -14,8 +14,8 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
-	"github.com/lacuna-snapshotter/lacuna/fetcher/layer"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
 // mapBytes encodes a map's beginning up to its tables.
@@ -105,7 +105,7 @@ func TestHeadsShareMemory(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer enc.Close()
-	h, _ := createIndex(t, layertest.Gzip(t, layertest.Tar(t, 3, 1)), layer.BuildOptions{})
+	h, _ := createIndex(t, layertest.Gzip(t, layertest.Tar(t, 3, 1)), spans.BuildOptions{})
 	b := encodeHead(h, enc)
 	synctest.Test(t, func(t *testing.T) {
 		release := takeMemory(2 * decodeMemory) // more than there is: all of it

@@ -14,8 +14,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/lacuna-snapshotter/lacuna/fetcher/layer"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/predict"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
 // PredictionType is the media type of an artifact's configuration: JSON of a
@@ -74,7 +74,7 @@ func foretell(ctx context.Context, image *Image, indexes []*made) (*Prediction, 
 	for _, ix := range indexes {
 		p.Layers = append(p.Layers, ix.layer.Digest)
 		bootstraps = append(bootstraps, ix.head.Bootstrap)
-		layers = append(layers, &spanReader{ctx: ctx, cache: map[int64][]byte{}, layer: layer.Layer{
+		layers = append(layers, &spanReader{ctx: ctx, cache: map[int64][]byte{}, layer: spans.Layer{
 			Map: ix.head.Map, Remote: image.From.Blob(ix.layer.Descriptor), Windows: NewWindows(ix.head, ix.file, nil),
 		}})
 	}
@@ -87,7 +87,7 @@ func foretell(ctx context.Context, image *Image, indexes []*made) (*Prediction, 
 	for _, r := range predict.Start(tree, open, image.Command, predict.DefaultLimit) {
 		order.add(r, layers[r.File.Layer].layer.Map.SpanSize)
 	}
-	maps := make([]*layer.Map, len(layers))
+	maps := make([]*spans.Map, len(layers))
 	for i, l := range layers {
 		maps[i] = l.layer.Map
 	}
@@ -146,7 +146,7 @@ const (
 // runs joins spans into runs where one request for both costs no more bytes than
 // two, since each passes what lies between its checkpoint and its first span.
 // They are ordered by the first use of any of their spans.
-func (o *order) runs(maps []*layer.Map) [][3]int64 {
+func (o *order) runs(maps []*spans.Map) [][3]int64 {
 	type run struct {
 		layer, first, last int64
 		rank               int
@@ -215,7 +215,7 @@ func (r *fileReader) ReadAt(p []byte, off int64) (n int, err error) {
 // spanReader reads a layer's blob and keeps what it has fetched, up to a bound.
 type spanReader struct {
 	ctx   context.Context // of foretell's call
-	layer layer.Layer
+	layer spans.Layer
 	cache map[int64][]byte
 }
 

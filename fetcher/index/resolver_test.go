@@ -15,9 +15,9 @@ import (
 	"github.com/opencontainers/image-spec/specs-go"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/lacuna-snapshotter/lacuna/fetcher/layer"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry/registrytest"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
 // published is an image with an index in a registry.
@@ -45,7 +45,7 @@ func publishedImage(t *testing.T, layers int) *published {
 
 // publish puts an index of the first layers, made with options, in the place of the
 // one that is there, which it deletes.
-func (p *published) publish(t *testing.T, layers int, o layer.BuildOptions) {
+func (p *published) publish(t *testing.T, layers int, o spans.BuildOptions) {
 	t.Helper()
 	for _, d := range append(p.contents, p.artifact) {
 		p.reg.Remove(d)
@@ -118,7 +118,7 @@ func (r *Resolver) later(by time.Duration) {
 // heads of those above the first one come with it.
 func TestOneAnswerForAnImage(t *testing.T) {
 	p := publishedImage(t, 3)
-	p.publish(t, 3, layer.BuildOptions{})
+	p.publish(t, 3, spans.BuildOptions{})
 	r := testResolver(t)
 	if _, err := r.Find(t.Context(), p.want(0), testStore(t)); err != nil {
 		t.Fatal(err)
@@ -156,20 +156,20 @@ func TestOneAnswerForAnImage(t *testing.T) {
 // layers of a pull, and delete the old one.
 func TestIndexReplacedAndDeleted(t *testing.T) {
 	p := publishedImage(t, 2)
-	p.publish(t, 2, layer.BuildOptions{})
+	p.publish(t, 2, spans.BuildOptions{})
 	r := testResolver(t)
 	first := p.want(0)
 	first.Above = nil // so that the second is not fetched beside it
 	if _, err := r.Find(t.Context(), first, testStore(t)); err != nil {
 		t.Fatal(err)
 	}
-	p.publish(t, 2, layer.BuildOptions{SpanSize: 8 << 10})
+	p.publish(t, 2, spans.BuildOptions{SpanSize: 8 << 10})
 	head, err := r.Find(t.Context(), p.want(1), testStore(t))
 	if err != nil || head.Map.SpanSize != 8<<10 {
 		t.Fatal(head, err)
 	}
 	p.prediction.Spans[0][2] = 2
-	p.publish(t, 1, layer.BuildOptions{})
+	p.publish(t, 1, spans.BuildOptions{})
 	p.reg.Remove(p.contents[0]) // what is new leads to nothing either
 	if _, err := r.Published(t.Context(), p.want(0)); err == nil {
 		t.Error("found an index that is not there")
@@ -188,20 +188,20 @@ func TestAnswersExpire(t *testing.T) {
 		}
 	}
 	none(0)
-	p.publish(t, 1, layer.BuildOptions{})
+	p.publish(t, 1, spans.BuildOptions{})
 	none(0)
 	r.later(keepNone)
 	if _, err := r.Find(t.Context(), p.want(0), testStore(t)); err != nil {
 		t.Fatal(err)
 	}
 	none(1)
-	p.publish(t, 2, layer.BuildOptions{})
+	p.publish(t, 2, spans.BuildOptions{})
 	none(1)
 	r.later(keepNone)
 	if _, err := r.Find(t.Context(), p.want(1), testStore(t)); err != nil {
 		t.Fatal(err)
 	}
-	p.publish(t, 2, layer.BuildOptions{SpanSize: 8 << 10})
+	p.publish(t, 2, spans.BuildOptions{SpanSize: 8 << 10})
 	r.later(keepFound)
 	if head, err := r.Published(t.Context(), p.want(0)); err != nil || head.Map.SpanSize != 8<<10 {
 		t.Error(head, err)
@@ -218,7 +218,7 @@ func TestAnswersExpire(t *testing.T) {
 // layout in the store.
 func TestFindFitting(t *testing.T) {
 	p := publishedImage(t, 1)
-	p.publish(t, 1, layer.BuildOptions{})
+	p.publish(t, 1, spans.BuildOptions{})
 	r := testResolver(t)
 	d := p.image.Layers[0].Digest
 	head, err := r.Published(t.Context(), p.want(0))
@@ -246,7 +246,7 @@ func TestFindFitting(t *testing.T) {
 	noIndex(t, r.store)
 
 	// The store's index is complete, and of the same layout: it needs no repository.
-	_, path := createIndex(t, p.layers[0].packed, layer.BuildOptions{})
+	_, path := createIndex(t, p.layers[0].packed, spans.BuildOptions{})
 	if err := os.Rename(path, r.store.Path(d)); err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/lacuna-snapshotter/lacuna/internal/durable"
 )
 
 // Store is a directory of layer indexes, by layer digest: those made on this
@@ -199,7 +201,7 @@ func (s *Store) Take(layer digest.Digest, from *Store) error {
 	if err := os.Rename(from.Path(layer), s.Path(layer)); err != nil {
 		return err
 	}
-	return syncDir(s.dir)
+	return durable.SyncDir(s.dir)
 }
 
 // sameFile reports whether two names lead to the same file, or both to none.

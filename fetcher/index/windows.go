@@ -43,7 +43,7 @@ func NewWindows(h *Head, file *os.File, remote ReadRange) *Windows {
 	return &Windows{head: h, file: file, remote: remote, flights: map[int]*flight{}}
 }
 
-// Window implements layer.Windows. A group is fetched once however many ask.
+// Window implements spans.Windows. A group is fetched once however many ask.
 func (w *Windows) Window(ctx context.Context, checkpoint int) ([]byte, error) {
 	g, err := w.head.group(checkpoint)
 	if err != nil {

@@ -100,7 +100,7 @@ func wrongBytes(err error) error {
 // gives n bytes or an error. It must be closed, and lives no longer than ctx.
 //
 // The bytes are not verified. Whoever finds them wrong says so with the reader's
-// method Reject(cause error) error; see [layer.Rejecter].
+// method Reject(cause error) error; see [spans.Rejecter].
 func (b *Blob) Open(ctx context.Context, off, n int64) io.ReadCloser { return b.open(ctx, off, n) }
 
 func (b *Blob) open(ctx context.Context, off, n int64) *blobReader {

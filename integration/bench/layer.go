@@ -14,7 +14,7 @@ import (
 
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/inflate"
-	"github.com/lacuna-snapshotter/lacuna/fetcher/layer"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
 // layerFigures compares inflate with klauspost's, and index creation with our
@@ -31,7 +31,7 @@ func layerFigures(ctx context.Context, r *report, path string) error {
 	defer os.RemoveAll(dir)
 	ours := func() error {
 		_, err := io.Copy(io.Discard, inflate.NewReader(bytes.NewReader(packed), inflate.Recorder{
-			Spacing: layer.DefaultSpacing, Grain: layer.DefaultGrain,
+			Spacing: spans.DefaultSpacing, Grain: spans.DefaultGrain,
 			Checkpoint: func(inflate.Checkpoint) {}, Stop: func(int64, int64) {},
 		}))
 		return err
@@ -45,7 +45,7 @@ func layerFigures(ctx context.Context, r *report, path string) error {
 		return err
 	}
 	create := func() error {
-		_, _, err := index.Create(ctx, bytes.NewReader(packed), filepath.Join(dir, "index"), layer.BuildOptions{}, index.Expect{})
+		_, _, err := index.Create(ctx, bytes.NewReader(packed), filepath.Join(dir, "index"), spans.BuildOptions{}, index.Expect{})
 		return err
 	}
 	name := strings.TrimSuffix(filepath.Base(path), ".tar.gz")
@@ -86,7 +86,7 @@ func coldFetch(ctx context.Context, r *report, name string, packed []byte, h *in
 	}
 	defer f.Close()
 	windows := index.NewWindows(h, f, nil)
-	layer := layer.Layer{Map: h.Map, Remote: memory(packed), Windows: windows}
+	layer := spans.Layer{Map: h.Map, Remote: memory(packed), Windows: windows}
 	span := h.Map.Spans() / 2
 	first, last := layer.Widen(span, span+1, true)
 	var raw inflate.Expander
@@ -128,7 +128,7 @@ func coldFetch(ctx context.Context, r *report, name string, packed []byte, h *in
 
 type memory []byte
 
-// Open implements layer.Remote.
+// Open implements spans.Remote.
 func (m memory) Open(_ context.Context, off, n int64) io.ReadCloser {
 	return io.NopCloser(bytes.NewReader(m[off : off+n]))
 }

@@ -1,4 +1,4 @@
-// Package layer gives verified random access to the files of a remote layer.
+// Package spans gives verified random access to the files of a remote layer.
 //
 // # Model
 //
@@ -32,4 +32,4 @@
 // memory is taken for it; segments above 16 MiB share one budget of the process.
 //
 // This package does not cache, decide what to fetch, or know of kernels.
-package layer
+package spans
