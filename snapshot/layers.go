@@ -59,6 +59,8 @@ type Layers struct {
 
 	over atomic.Bool // the cache is over its limit
 
+	predictions predictions
+
 	mu          sync.Mutex
 	layers      map[digest.Digest]*Layer
 	mountpoints map[string]digest.Digest // names below m, by who has them
