@@ -143,16 +143,16 @@ func decodeMap(b []byte, h *Head, room int64) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrFormat, err)
 	}
-	m.Extents = make([]spans.Extent, r.count(3, unsafe.Sizeof(spans.Extent{}), most.Extents))
+	m.Sections = make([]spans.Section, r.count(3, unsafe.Sizeof(spans.Section{}), most.Sections))
 	var blob, stream int64
-	for i := range m.Extents {
-		e := &m.Extents[i]
+	for i := range m.Sections {
+		e := &m.Sections[i]
 		e.Blob = spans.BlobOffset(nextBlock(blob) + r.signed())
 		e.Stream = spans.StreamOffset(stream + r.int())
 		e.Len = r.int()
 		blob, stream = int64(e.Blob)+e.Len, int64(e.Stream)+e.Len
 		if blob > limit || stream > limit {
-			return fmt.Errorf("%w: extent %d", ErrFormat, i)
+			return fmt.Errorf("%w: section %d", ErrFormat, i)
 		}
 	}
 	m.Checkpoints = make([]spans.Checkpoint, r.count(2, unsafe.Sizeof(spans.Checkpoint{}), most.Checkpoints))

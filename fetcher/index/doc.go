@@ -25,8 +25,8 @@
 //
 // The map is made of unsigned varints (encoding/binary) unless noted: layer
 // digest and diff ID (32 bytes each), packed, stream and blob size, span size,
-// grain; the extents (count, then, each: blob offset less the first 4096-byte
-// block behind the last extent, as a signed varint; gap in the stream; length); the checkpoints (count, then bit offset, stream offset and window
+// grain; the sections (count, then, each: blob offset less the first 4096-byte
+// block behind the last section, as a signed varint; gap in the stream; length); the checkpoints (count, then bit offset, stream offset and window
 // flag together, as differences); the stops (count, then differences); the
 // groups (count, then checkpoints, packed length and 32 bytes of SHA-256 each);
 // the span digests (count, then 32 bytes each).

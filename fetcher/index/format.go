@@ -93,9 +93,9 @@ func encodeMap(h *Head) []byte {
 	for _, n := range []int64{m.PackedSize, m.StreamSize, m.BlobSize, m.SpanSize, m.Grain} {
 		put(n)
 	}
-	put(int64(len(m.Extents)))
+	put(int64(len(m.Sections)))
 	var blob, stream int64
-	for _, e := range m.Extents {
+	for _, e := range m.Sections {
 		b = binary.AppendVarint(b, int64(e.Blob)-nextBlock(blob))
 		put(int64(e.Stream) - stream)
 		put(e.Len)
@@ -131,7 +131,7 @@ func encodeMap(h *Head) []byte {
 	return b
 }
 
-// nextBlock is where an extent behind one that ends at off begins, but for the
+// nextBlock is where a section behind one that ends at off begins, but for the
 // runs of a sparse file.
 func nextBlock(off int64) int64 { return (off + 4095) / 4096 * 4096 }
 

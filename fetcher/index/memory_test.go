@@ -68,7 +68,7 @@ func hostileHeads(t testing.TB, many int) map[string][]byte {
 	return map[string][]byte{
 		"bootstrap":           head(make([]byte, 16*many), nil),
 		"bootstrap and noise": head(append(make([]byte, 12*many), noise...), nil),
-		"extents":             head(nil, repeated(start(), many, 0, 0, 1)),
+		"sections":            head(nil, repeated(start(), many, 0, 0, 1)),
 		"checkpoints":         head(nil, repeated(repeated(start(), 0), many, 1, 1)),
 		"stops":               head(nil, repeated(repeated(repeated(start(), 0), 0), many, 1)),
 		"groups":              head(nil, repeated(repeated(repeated(repeated(start(), 0), 1, 1, 1), 0), many/16, make([]byte, 34)...)),

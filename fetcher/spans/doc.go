@@ -6,7 +6,7 @@
 // layer as the registry has it; a *stream* offset counts bytes of the tar
 // inside; a *blob* offset counts bytes of the virtual blob that EROFS reads, in
 // which every file starts on a block (package erofs). A [Map] leads from one to
-// the next: extents from blob to stream, checkpoints and stops from stream to
+// the next: sections from blob to stream, checkpoints and stops from stream to
 // packed.
 //
 // The blob is cut into *spans* of equal size, the unit that is verified and

@@ -32,7 +32,7 @@ func layerFigures(ctx context.Context, r *report, path string) error {
 	ours := func() error {
 		_, err := io.Copy(io.Discard, inflate.NewReader(bytes.NewReader(packed), inflate.Recorder{
 			Spacing: spans.DefaultSpacing, Grain: spans.DefaultGrain,
-			Checkpoint: func(inflate.Checkpoint) {}, Stop: func(int64, int64) {},
+			Point: func(inflate.Point) {}, Stop: func(int64, int64) {},
 		}))
 		return err
 	}
