@@ -39,7 +39,7 @@
 // A [Store] is a directory with, for a layer sha256:D,
 //
 //	sha256-D.index           the index, or the head of one from a registry, and then
-//	sha256-D.index.source    where its windows are to be had
+//	sha256-D.index.source    its origin: where its windows are to be had
 //	sha256-D.dense-S-C-G     the dense index that it was thinned from, made with these
 //	                         sizes of spans, checkpoints and stops; never used or pushed
 //	sha256-D.prediction      of an image, by its manifest's digest

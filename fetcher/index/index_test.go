@@ -156,17 +156,17 @@ func TestStore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Put(other, b, Source{}); !errors.Is(err, ErrFormat) || !strings.Contains(err.Error(), "not of") {
+	if err := s.Put(other, b, Origin{}); !errors.Is(err, ErrFormat) || !strings.Contains(err.Error(), "not of") {
 		t.Fatalf("index of another layer: %v", err)
 	}
-	if err := s.Put(d, b, Source{Ref: "r"}); err != nil {
+	if err := s.Put(d, b, Origin{Ref: "r"}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.Head(d); err != nil {
 		t.Fatal(err)
 	}
-	if from, ok, err := s.Source(d); !ok || err != nil || from.Ref != "r" {
-		t.Errorf("source %v %v %v", from, ok, err)
+	if from, ok, err := s.Origin(d); !ok || err != nil || from.Ref != "r" {
+		t.Errorf("origin %v %v %v", from, ok, err)
 	}
 	if err := os.Rename(s.Path(d), s.Path(other)); err != nil {
 		t.Fatal(err)
@@ -357,10 +357,10 @@ func TestImageToArtifactAndBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := other.Put(found.Entries[1].Layer, head, Source{"r", found.Entries[1]}); err != nil {
+	if err := other.Put(found.Entries[1].Layer, head, Origin{"r", found.Entries[1]}); err != nil {
 		t.Fatal(err)
 	}
-	if err := other.Put(found.Entries[0].Layer, head, Source{}); !errors.Is(err, ErrFormat) {
+	if err := other.Put(found.Entries[0].Layer, head, Origin{}); !errors.Is(err, ErrFormat) {
 		t.Errorf("a head for the wrong layer: %v", err)
 	}
 	promise := found.Entries[0]
@@ -528,7 +528,7 @@ func TestLayerFromLiars(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := store.Put(layer, head, Source{origin.Ref("1"), entry}); err != nil {
+	if err := store.Put(layer, head, Origin{origin.Ref("1"), entry}); err != nil {
 		t.Fatal(err)
 	}
 	l, err := store.Open(client, origin.Ref("1"), h)

@@ -25,7 +25,7 @@ func (s *Store) Open(client *registry.Client, ref string, head *Head) (*Layer, e
 	if err != nil {
 		return nil, err
 	}
-	from, found, err := s.Source(d)
+	from, found, err := s.Origin(d)
 	if err != nil {
 		return nil, err
 	}

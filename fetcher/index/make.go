@@ -204,7 +204,7 @@ func (m *maker) finish() error {
 		if err := thin(ix, have, m.store.Path(layer), runs, spacing); err != nil {
 			return fmt.Errorf("index of layer %s: %w", layer, err)
 		}
-		if err := os.Remove(m.store.sourcePath(layer)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := os.Remove(m.store.originPath(layer)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}

@@ -361,7 +361,7 @@ func TestIndexFromRegistryIsMadeAnew(t *testing.T) {
 		t.Fatal(err)
 	}
 	found := testStore(t)
-	if err := found.Put(layer, b[:h.Size], Source{Ref: "r"}); err != nil {
+	if err := found.Put(layer, b[:h.Size], Origin{Ref: "r"}); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Truncate(found.Path(layer), h.BlobSize()); err != nil {
@@ -374,8 +374,8 @@ func TestIndexFromRegistryIsMadeAnew(t *testing.T) {
 	if _, err := CreateImage(t.Context(), image, found, watchCount(&n)); err != nil || n != 2 {
 		t.Errorf("%d layers were read, %v", n, err)
 	}
-	if _, ok, err := found.Source(layer); ok || err != nil {
-		t.Errorf("it still has a source, %v", err)
+	if _, ok, err := found.Origin(layer); ok || err != nil {
+		t.Errorf("it still has an origin, %v", err)
 	}
 }
 

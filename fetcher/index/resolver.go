@@ -80,7 +80,7 @@ func (r *Resolver) FindFitting(ctx context.Context, w Want, fits func(*Head) err
 			return err
 		}
 		found = head
-		return into.Put(w.Layer, b, Source{Ref: w.Ref, Entry: e})
+		return into.Put(w.Layer, b, Origin{Ref: w.Ref, Entry: e})
 	})
 	return found, err
 }
@@ -177,7 +177,7 @@ func (r *Resolver) fetchHead(ctx context.Context, ref string, e Entry) error {
 			if _, err := r.store.Head(e.Layer); err == nil {
 				return none{}, nil
 			}
-			return none{}, r.store.Put(e.Layer, b, Source{Ref: ref, Entry: e})
+			return none{}, r.store.Put(e.Layer, b, Origin{Ref: ref, Entry: e})
 		})
 	})
 	return err

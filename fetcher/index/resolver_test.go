@@ -240,7 +240,7 @@ func TestFindFitting(t *testing.T) {
 	if _, err := r.FindFitting(t.Context(), p.want(0), fits, own); err != nil {
 		t.Fatal(err)
 	}
-	if _, found, err := own.Source(d); !found || err != nil {
+	if _, found, err := own.Origin(d); !found || err != nil {
 		t.Error(found, err)
 	}
 	noIndex(t, r.store)

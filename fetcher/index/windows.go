@@ -27,11 +27,12 @@ type Windows struct {
 	remote ReadRange // nil where the file is all there is
 
 	mu      sync.Mutex
-	flights map[int]*flight // by the group's first checkpoint
-	last    *flight         // kept for the neighbours
+	loading map[int]*loading // by the group's first checkpoint
+	last    *loading         // kept for the neighbours
 }
 
-type flight struct {
+// loading is a group on its way, and the calls that wait for it.
+type loading struct {
 	done    chan struct{}
 	first   int
 	windows [][]byte
@@ -40,7 +41,7 @@ type flight struct {
 
 // NewWindows serves from file, which it does not close.
 func NewWindows(h *Head, file *os.File, remote ReadRange) *Windows {
-	return &Windows{head: h, file: file, remote: remote, flights: map[int]*flight{}}
+	return &Windows{head: h, file: file, remote: remote, loading: map[int]*loading{}}
 }
 
 // Window implements spans.Windows. A group is fetched once however many ask.
@@ -70,23 +71,23 @@ func (w *Windows) Window(ctx context.Context, checkpoint int) ([]byte, error) {
 	}
 }
 
-func (w *Windows) join(g Group) (f *flight, mine bool) {
+func (w *Windows) join(g Group) (f *loading, mine bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.last != nil && w.last.first == g.First {
 		return w.last, false
 	}
-	if f := w.flights[g.First]; f != nil {
+	if f := w.loading[g.First]; f != nil {
 		return f, false
 	}
-	f = &flight{done: make(chan struct{}), first: g.First}
-	w.flights[g.First] = f
+	f = &loading{done: make(chan struct{}), first: g.First}
+	w.loading[g.First] = f
 	return f, true
 }
 
-func (w *Windows) leave(f *flight) {
+func (w *Windows) leave(f *loading) {
 	w.mu.Lock()
-	delete(w.flights, f.first)
+	delete(w.loading, f.first)
 	if f.err == nil {
 		w.last = f
 	}
