@@ -92,7 +92,7 @@ func (e *indexer) push(cmd *cobra.Command) (*index.Pushed, error) {
 	total := int64(0)
 	for _, l := range e.image.Layers {
 		if h, err := e.store.Head(l.Digest); err == nil {
-			total += h.BlobSize()
+			total += h.IndexSize()
 		}
 	}
 	bar := newBar(cmd, total, "push")

@@ -144,7 +144,7 @@ func (x *indexSettings) open(cmd *cobra.Command, ref string) (list []*indexer, d
 	if err != nil {
 		return nil, nil, err
 	}
-	var from index.Content
+	var from index.Images
 	done = func() {}
 	switch {
 	case x.layout != "":

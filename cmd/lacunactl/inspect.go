@@ -26,7 +26,7 @@ type row struct {
 }
 
 func rowOf(l index.ImageLayer, h *index.Head) row {
-	return row{l.Digest, l.Size, h.BlobSize(), h.Size, len(h.Map.Checkpoints), h.Map.Spans(), h.Map.BlobSize, ""}
+	return row{l.Digest, l.Size, h.IndexSize(), h.Size, len(h.Map.Checkpoints), h.Map.Spans(), h.Map.BlobSize, ""}
 }
 
 func (e *indexer) result(note string) result {

@@ -88,7 +88,7 @@ func listStore(store *index.Store) ([]stored, error) {
 		s := stored{Layer: l, Images: append([]string{}, of[l]...)}
 		h, err := store.Head(l)
 		if err == nil {
-			s.Size, s.Index = h.Map.PackedSize, h.BlobSize()
+			s.Size, s.Index = h.Map.PackedSize, h.IndexSize()
 		}
 		origin, found, originErr := store.Origin(l)
 		if found {

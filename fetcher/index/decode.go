@@ -14,7 +14,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
-// DecodeHead reads the head of a layer blob; b may hold more. The map in it has
+// DecodeHead reads the head of a layer's index; b may hold more. The map in it has
 // passed its check; the bootstrap has not been looked at.
 func DecodeHead(b []byte) (*Head, error) {
 	if len(b) < fixedSize || string(b[:8]) != magic {

@@ -5,11 +5,11 @@
 //
 // An image's index is an OCI image manifest with artifactType [ArtifactType]
 // and the image's manifest as its subject, found with the referrers API or the
-// tag that stands in for it. It has one blob of type [LayerType] for each gzip
-// layer; annotations say which layer, and how long the blob's head is and what
-// digest the head has. Only the head is needed to mount.
+// tag that stands in for it. It has one entry of type [LayerType] for each gzip
+// layer; annotations say which layer, how long the head of that layer's index is and
+// what digest the head has. Only the head is needed to mount.
 //
-// # Layer blob
+// # Index of a layer
 //
 //	head    fixed part | zstd(bootstrap) | zstd(map)
 //	groups  zstd(windows of up to 8 checkpoints), one after the other

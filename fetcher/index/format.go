@@ -31,7 +31,7 @@ var ErrFormat = errors.New("invalid index")
 // Group is a run of checkpoints whose windows are stored together.
 type Group struct {
 	First, Count int   // checkpoints
-	Off          int64 // in the layer blob
+	Off          int64 // in the index
 	Len          int64 // packed
 	Digest       spans.Digest
 }
@@ -44,8 +44,8 @@ type Head struct {
 	Size      int64 // length of the encoded head
 }
 
-// BlobSize is the length of the whole layer blob.
-func (h *Head) BlobSize() int64 {
+// IndexSize is the length of the whole index of the layer.
+func (h *Head) IndexSize() int64 {
 	if n := len(h.Groups); n > 0 {
 		return h.Groups[n-1].Off + h.Groups[n-1].Len
 	}

@@ -53,8 +53,8 @@ func TestRoundTrip(t *testing.T) {
 	if !reflect.DeepEqual(got, h) {
 		t.Error("decoded head differs")
 	}
-	if h.Map.Layer != digest.FromBytes(packed) || int64(len(b)) != h.BlobSize() {
-		t.Errorf("layer %s, %d bytes of %d", h.Map.Layer, len(b), h.BlobSize())
+	if h.Map.Layer != digest.FromBytes(packed) || int64(len(b)) != h.IndexSize() {
+		t.Errorf("layer %s, %d bytes of %d", h.Map.Layer, len(b), h.IndexSize())
 	}
 	if err := erofs.Check(got.Bootstrap, got.Map.BlobSize); err != nil {
 		t.Error(err)
@@ -316,7 +316,7 @@ func TestImageToArtifactAndBack(t *testing.T) {
 		}
 		entries = append(entries, Entry{
 			Layer: layer, HeadSize: h.Size, HeadDigest: digest.FromBytes(b[:h.Size]),
-			Blob: v1.Descriptor{Digest: reg.AddBlob(b), Size: int64(len(b))},
+			Content: v1.Descriptor{Digest: reg.AddBlob(b), Size: int64(len(b))},
 		})
 	}
 	put := func(subject v1.Descriptor, later ...v1.Descriptor) {
@@ -364,7 +364,7 @@ func TestImageToArtifactAndBack(t *testing.T) {
 		t.Errorf("a head for the wrong layer: %v", err)
 	}
 	promise := found.Entries[0]
-	promise.HeadSize, promise.Blob.Size = maxHead, maxHead
+	promise.HeadSize, promise.Content.Size = maxHead, maxHead
 	if _, err := FetchHead(t.Context(), image.Repo, promise); err == nil {
 		t.Error("a head longer than its blob")
 	}
@@ -515,7 +515,7 @@ func TestLayerFromLiars(t *testing.T) {
 		flip[i] = registrytest.Flip
 	}
 	mirror.Fail(flip...)
-	entry := Entry{Layer: layer, Blob: blob, HeadSize: h.Size, HeadDigest: digest.FromBytes(all[:h.Size])}
+	entry := Entry{Layer: layer, Content: blob, HeadSize: h.Size, HeadDigest: digest.FromBytes(all[:h.Size])}
 	repo, _, err := client.Repository(origin.Ref("1"))
 	if err != nil {
 		t.Fatal(err)

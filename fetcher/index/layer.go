@@ -35,7 +35,7 @@ func (s *Store) Open(client *registry.Client, ref string, head *Head) (*Layer, e
 		if err != nil {
 			return nil, err
 		}
-		remote = indexRepo.Blob(from.Entry.Blob).Patient().ReadVerified
+		remote = indexRepo.Content(from.Entry.Content).Patient().ReadVerified
 	}
 	file, err := s.File(d)
 	if err != nil {
@@ -45,7 +45,7 @@ func (s *Store) Open(client *registry.Client, ref string, head *Head) (*Layer, e
 	return &Layer{
 		Layer: spans.Layer{
 			Map:     head.Map,
-			Remote:  repo.Blob(v1.Descriptor{Digest: d, Size: head.Map.PackedSize}).Patient(),
+			Remote:  repo.Content(v1.Descriptor{Digest: d, Size: head.Map.PackedSize}).Patient(),
 			Windows: NewWindows(head, file, remote),
 		},
 		file: file,

@@ -162,7 +162,7 @@ func (m *maker) layer(ctx context.Context, l ImageLayer) (*made, error) {
 
 // create makes a layer's dense index.
 func (m *maker) create(ctx context.Context, l ImageLayer, path string) error {
-	body := m.image.From.Blob(l.Descriptor).Open(ctx, 0, l.Size)
+	body := m.image.From.Content(l.Descriptor).Open(ctx, 0, l.Size)
 	defer body.Close()
 	var r io.Reader = body
 	if m.o.Watch != nil {

@@ -364,7 +364,7 @@ func TestIndexFromRegistryIsMadeAnew(t *testing.T) {
 	if err := found.Put(layer, b[:h.Size], Origin{Ref: "r"}); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Truncate(found.Path(layer), h.BlobSize()); err != nil {
+	if err := os.Truncate(found.Path(layer), h.IndexSize()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Push(t.Context(), testClient(t), image, found, nil); !errors.Is(err, ErrNothing) {

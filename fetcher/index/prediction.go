@@ -75,7 +75,7 @@ func foretell(ctx context.Context, image *Image, indexes []*made) (*Prediction, 
 		p.Layers = append(p.Layers, ix.layer.Digest)
 		bootstraps = append(bootstraps, ix.head.Bootstrap)
 		layers = append(layers, &spanReader{ctx: ctx, cache: map[int64][]byte{}, layer: spans.Layer{
-			Map: ix.head.Map, Remote: image.From.Blob(ix.layer.Descriptor), Windows: NewWindows(ix.head, ix.file, nil),
+			Map: ix.head.Map, Remote: image.From.Content(ix.layer.Descriptor), Windows: NewWindows(ix.head, ix.file, nil),
 		}})
 	}
 	tree, err := predict.NewTree(bootstraps)

@@ -160,7 +160,7 @@ func (r *Resolver) fetch(ctx context.Context, w Want) error {
 
 // fetchHead brings one head into the store, once for all calls at the same time.
 func (r *Resolver) fetchHead(ctx context.Context, ref string, e Entry) error {
-	_, err := once(ctx, &r.heads, e.Layer.String()+"@"+e.Blob.Digest.String(), func(ctx context.Context) (none, error) {
+	_, err := once(ctx, &r.heads, e.Layer.String()+"@"+e.Content.Digest.String(), func(ctx context.Context) (none, error) {
 		if _, err := r.store.Head(e.Layer); err == nil {
 			return none{}, nil // an earlier call has brought it meanwhile
 		}

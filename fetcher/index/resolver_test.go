@@ -60,7 +60,7 @@ func (p *published) publish(t *testing.T, layers int, o spans.BuildOptions) {
 		}
 		content := v1.Descriptor{Digest: p.reg.AddBlob(b), Size: int64(len(b))}
 		p.contents = append(p.contents, content.Digest)
-		entries = append(entries, Entry{Layer: digest.FromBytes(l.packed), HeadSize: h.Size, HeadDigest: digest.FromBytes(b[:h.Size]), Blob: content})
+		entries = append(entries, Entry{Layer: digest.FromBytes(l.packed), HeadSize: h.Size, HeadDigest: digest.FromBytes(b[:h.Size]), Content: content})
 	}
 	p.versions++
 	raw, err := json.Marshal(p.prediction)

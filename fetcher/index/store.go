@@ -88,8 +88,8 @@ func (s *Store) openWhole(layer digest.Digest, path string) (*os.File, *Head, er
 		return nil, nil, err
 	}
 	info, err := f.Stat()
-	if err == nil && info.Size() != h.BlobSize() {
-		err = fmt.Errorf("%w %s: %d bytes, complete it has %d", ErrFormat, path, info.Size(), h.BlobSize())
+	if err == nil && info.Size() != h.IndexSize() {
+		err = fmt.Errorf("%w %s: %d bytes, complete it has %d", ErrFormat, path, info.Size(), h.IndexSize())
 	}
 	if _, found, originErr := s.Origin(layer); path == s.Path(layer) && (found || originErr != nil) {
 		err = errors.Join(err, originErr, fmt.Errorf("%w made here for layer %s: what the store has came from a registry", ErrNone, layer))

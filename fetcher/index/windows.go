@@ -10,7 +10,7 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
 )
 
-// ReadRange fills p from a remote blob at off with bytes that verify accepts, or
+// ReadRange fills p from the place of an index at off with bytes that verify accepts, or
 // fails. It may call verify for several tries, in other places.
 type ReadRange func(ctx context.Context, p []byte, off int64, verify func(p []byte) error) error
 

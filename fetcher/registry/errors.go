@@ -16,7 +16,7 @@ import (
 // Error says what was asked of which host and what came of it. It matches
 // [ErrUnauthorized], [ErrNotFound] or [ErrMisconfigured] where it is one of them.
 type Error struct {
-	Op     string // such as "get blob sha256:ab.. [0,100)"
+	Op     string // such as "get content sha256:ab.. [0,100)"
 	Host   string // empty where no host was reached
 	Repo   string
 	Status int // HTTP status, or 0
