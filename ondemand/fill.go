@@ -94,7 +94,7 @@ func (b *Blob) join(first, last int64, urgent bool) ([]*pending, error) {
 	return wait, nil
 }
 
-// gap is the end of the holes from a span on that nobody fetches, at most last
+// gap is the end of the holes from a span on that no flight fetches, at most last
 // and at most what one fetch brings.
 func (b *Blob) gap(span, last int64) int64 {
 	end := span + 1

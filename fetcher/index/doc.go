@@ -39,18 +39,17 @@
 // A [Store] is a directory with, for a layer sha256:D,
 //
 //	sha256-D.index           the index, or the head of one from a registry, and then
-//	sha256-D.index.source    its origin: where its windows are to be had
+//	sha256-D.index.source    its origin: where its windows can be fetched
 //	sha256-D.dense-S-C-G     the dense index that it was thinned from, made with these
 //	                         sizes of spans, checkpoints and stops; never used or pushed
 //	sha256-D.prediction      of an image, by its manifest's digest
-//	.making-*                a file in the making, locked by whoever makes it
+//	.making-*                a file that is being written, locked by the process that does
 //
 // # Trust
 //
 // A manifest is read by digest, its annotation covers the head, the head covers
-// the groups and the spans. Whoever may push a referrer to the image's
-// repository may say what its files hold: the same people who may push the
-// image. The layer digest in the head must be the one asked for. See
+// the groups and the spans. A client that may push a referrer to the image's
+// repository decides what its files hold; the same client may push the image. The layer digest in the head must be the one asked for. See
 // ARCHITECTURE.md for what follows.
 //
 // # Concurrency and failure
@@ -58,7 +57,7 @@
 // Decoding bounds every count by the bytes that are there and by the layer's sizes
 // before it allocates, and fails with [ErrFormat]. What a head takes is at most 24
 // MiB and 32 times its own length, and all heads of the process share 256 MiB while
-// they decode. Layers of an artifact that have types of later versions are passed
-// over. A [Store] may be used from many goroutines and
+// they decode. Layers of an artifact that have types of later versions are
+// skipped. A [Store] may be used from many goroutines and
 // processes: files appear by rename.
 package index

@@ -19,13 +19,13 @@ import (
 // CreateOptions say how an image's indexes are made.
 type CreateOptions struct {
 	Build spans.BuildOptions
-	// Force makes indexes anew that are there already.
+	// Force replaces indexes that are there already.
 	Force bool
 	// Watch, if not nil, may watch the bytes of a layer go by.
 	Watch func(ImageLayer, io.Reader) io.Reader
 }
 
-// Outcome is what became of one layer: it has an index, or Err says why not.
+// Outcome is the result for one layer: it has an index, or Err says why not.
 type Outcome struct {
 	Layer ImageLayer
 	Err   error
@@ -47,8 +47,8 @@ type made struct {
 }
 
 // CreateImage makes the indexes of an image's layers in the store, those that
-// are not there yet, and the image's prediction. It tells what became of each
-// layer, base first; a layer that cannot be indexed leaves the others be.
+// are not there yet, and the image's prediction. It returns the result for each
+// layer, base first; a layer that cannot be indexed does not stop the others.
 //
 // It fails with ErrNothing where no layer has an index in the end. Where it fails
 // because ctx ends or the registry does not answer, the layers that are finished are
@@ -66,7 +66,7 @@ func CreateImage(ctx context.Context, image *Image, store *Store, o CreateOption
 	if len(m.indexes) == 0 {
 		return m.outcomes, fmt.Errorf("image %s: %w", image.Manifest.Digest, nothing(m.outcomes))
 	}
-	p, err := foretell(ctx, image, m.indexes)
+	p, err := predictStart(ctx, image, m.indexes)
 	if err != nil {
 		return m.outcomes, fmt.Errorf("prediction of image %s: %w", image.Manifest.Digest, err)
 	}
@@ -146,7 +146,7 @@ func (m *maker) layer(ctx context.Context, l ImageLayer) (*made, error) {
 			return &made{l, h, f, false}, nil
 		}
 	}
-	// Those of other options are of no use any more.
+	// Dense indexes made with other options are not needed any more.
 	if err := m.store.removeDense(l.Digest); err != nil {
 		return nil, err
 	}

@@ -296,7 +296,7 @@ func TestSecondImageOnOneBase(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.Close()
-	// What the start of a third image reads, foretold on this machine before.
+	// What the start of a third image reads, predicted on this machine before.
 	n := dense.Map.Spans()
 	starts := [][3]int64{{0, n / 5, 1}, {0, n / 2, 3}, {0, n - 2, 2}}
 	if err := store.PutPrediction(digest.FromString("third"), &Prediction{Layers: []digest.Digest{d}, Spans: starts}); err != nil {
@@ -322,7 +322,7 @@ func TestSecondImageOnOneBase(t *testing.T) {
 	checkEverySpan(t, store, base.packed)
 }
 
-// TestForce makes indexes anew; without it they are left as they are.
+// TestForce replaces indexes; without it they are left as they are.
 func TestForce(t *testing.T) {
 	reg := registrytest.New(t)
 	testImage(t, reg)
@@ -337,7 +337,7 @@ func TestForce(t *testing.T) {
 		}
 		after, err := os.Stat(store.Path(image.Layers[0].Digest))
 		if err != nil || i == 1 && !os.SameFile(before, after) {
-			t.Errorf("run %d wrote the index anew, %v", i, err)
+			t.Errorf("run %d wrote the index again, %v", i, err)
 		}
 	}
 }

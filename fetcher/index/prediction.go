@@ -65,9 +65,9 @@ func decodePrediction(b []byte) (*Prediction, error) {
 	return p, nil
 }
 
-// foretell makes the prediction of an image of which some layers are indexed. It
+// predictStart makes the prediction of an image of which some layers are indexed. It
 // reads files of the image through the indexes.
-func foretell(ctx context.Context, image *Image, indexes []*made) (*Prediction, error) {
+func predictStart(ctx context.Context, image *Image, indexes []*made) (*Prediction, error) {
 	p := &Prediction{Layers: []digest.Digest{}}
 	var bootstraps [][]byte
 	var layers []*spanReader
@@ -214,7 +214,7 @@ func (r *fileReader) ReadAt(p []byte, off int64) (n int, err error) {
 
 // spanReader reads a layer's blob and keeps what it has fetched, up to a bound.
 type spanReader struct {
-	ctx   context.Context // of foretell's call
+	ctx   context.Context // of predictStart's call
 	layer spans.Layer
 	cache map[int64][]byte
 }

@@ -113,13 +113,13 @@ func decodeFor(b []byte, layer digest.Digest) (*Head, error) {
 	return h, nil
 }
 
-// Origin is where the rest of an index is to be had.
+// Origin is where the rest of an index can be fetched.
 type Origin struct {
 	Ref   string // an image reference in the repository
 	Entry Entry
 }
 
-// Put stores the head of an index found elsewhere. The windows come later, from
+// Put stores the head of an index found elsewhere. The windows are fetched later, from
 // its origin.
 func (s *Store) Put(layer digest.Digest, head []byte, from Origin) error {
 	if _, err := decodeFor(head, layer); err != nil {
@@ -151,7 +151,7 @@ func (s *Store) Origin(layer digest.Digest) (from Origin, ok bool, err error) {
 }
 
 // BlobName names a layer's blob as one bootstrap lays it out: the same name, the
-// same bytes. Whoever remembers them by it, as kernels do, is never wrong. It is 80
+// same bytes. A kernel that caches them under this name is never wrong. It is 80
 // hexadecimal digits.
 func BlobName(layer, bootstrap digest.Digest) string {
 	const digits = 16 // of the bootstrap's digest

@@ -15,10 +15,10 @@ import (
 // Content is random access to the bytes that a descriptor names, as a packed layer:
 // what the distribution specification calls a blob.
 type Content struct {
-	repo    *Repository
-	desc    v1.Descriptor
-	patient bool
-	liars   liars
+	repo       *Repository
+	desc       v1.Descriptor
+	patient    bool
+	distrusted distrusted
 
 	// target is where the registry last redirected to, often a signed URL of
 	// an object store. It saves a round trip a read until it is refused.
@@ -125,7 +125,7 @@ func (r *contentReader) request(ctx context.Context) (*answer, error) {
 		op: r.op(), path: "blobs/" + of.desc.Digest.String(), cap: contentCapability,
 		header: http.Header{"Range": {fmt.Sprintf("bytes=%d-%d", r.off, r.end-1)}},
 		accept: []int{http.StatusPartialContent, http.StatusOK},
-		check:  r.checkRange, last: of.liars.since,
+		check:  r.checkRange, last: of.distrusted.since,
 	}
 	if t := of.target.Load(); t != nil {
 		a, err := of.repo.sendTarget(ctx, t, c)

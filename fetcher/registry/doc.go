@@ -12,15 +12,15 @@
 // # Each concern in one place
 //
 //   - client.go and hosts.go read the configuration, and read it again after
-//     failures that it may be the reason of. HTTP/2 is on.
-//   - auth.go, token.go and credentials.go know what a host wants to be shown. A
+//     failures that it may have caused. HTTP/2 is on.
+//   - auth.go, token.go and credentials.go answer a host's challenges. A
 //     token is asked for once for all who wait, in a context that none of them
-//     ends; a failure is kept for nobody, and a refused token is replaced once.
+//     ends; a failure is not remembered, and a refused token is replaced once.
 //   - request.go sends one request to the hosts in their order: redirects, which
 //     host's error to report. A redirect to another origin gets neither
 //     credentials nor configured headers, only what the request itself needs.
-//   - health.go remembers hosts that fail, liars.go those that gave wrong bytes of
-//     content: they are asked last, for a time.
+//   - health.go remembers hosts that fail, distrust.go hosts that gave wrong bytes:
+//     they are asked last, for a time.
 //   - retry.go decides what is tried again and when: lost connections, 408,
 //     429 and 5xx, with exponential backoff, jitter and the server's
 //     Retry-After. Refusals, missing things and mistakes in the configuration are
@@ -30,7 +30,7 @@
 //     whose range is another, 200 instead of 206, bodies that end early or stall.
 //   - probe.go asks whether a layer can be read, before a mount depends on it.
 //   - trouble.go tells which registries do not give what is asked of them: from
-//     the first try that is late, until one goes well or nobody asks any more.
+//     the first try that is late, until one succeeds or the node asks no more.
 //
 // # Concurrency and failure
 //

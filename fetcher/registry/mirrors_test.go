@@ -151,7 +151,7 @@ func TestWrongBytesFromTheNextHost(t *testing.T) {
 	// One that goes on lying does not keep readers from the others.
 	before = len(mirror.Requests())
 	mirror.Fail(repeat(registrytest.Flip, 9)...)
-	b.liars.add(b.repo.client.hosts[b.repo.registry].hosts[0].key)
+	b.distrusted.add(b.repo.client.hosts[b.repo.registry].hosts[0].key)
 	if err := b.ReadVerified(t.Context(), p, 100, verify); err != nil || len(mirror.Requests()) != before {
 		t.Errorf("%v, or the liar was asked first", err)
 	}
@@ -243,7 +243,7 @@ func TestReferrersPages(t *testing.T) {
 }
 
 // TestSlowStream has one stream of an HTTP/2 connection stall while others flow. It
-// is given up and read again, over the same connection, and its host is not shunned.
+// is given up and read again, over the same connection, and its host is not avoided.
 func TestSlowStream(t *testing.T) {
 	data := content(100000)
 	origin, mirror := registrytest.New(t), registrytest.NewTLS(t)

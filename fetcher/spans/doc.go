@@ -13,8 +13,8 @@
 // filled. A [Layer] brings spans: it finds the checkpoint before them, gets the
 // packed range up to the stop behind them in one request, inflates while the
 // bytes arrive, lays the files out as the blob has them and compares each
-// span's digest. Only then it hands a span on. On the way from the checkpoint
-// it passes spans that nobody asked for; [Layer.Grow] tells which, so that they
+// span's digest. Only then does it pass a span on. On the way from the checkpoint
+// it passes spans that were not asked for; [Layer.Grow] tells which, so that they
 // can be kept: readahead.go has what a fetch brings beside what it is for.
 //
 // [Build] makes bootstrap, map and windows from a whole layer in one pass, and
@@ -23,7 +23,7 @@
 // # Concurrency and failure
 //
 // A Layer may be used from many goroutines and keeps nothing between calls but
-// its map. A span is handed on whole and verified, or there is an error: of the
+// its map. A span is passed on whole and verified, or there is an error: of the
 // registry, of the deflate data, or [*DigestError]. Nothing is retried here but
 // wrong bytes, where the remote has another place to read them: see [Rejecter].
 //

@@ -47,8 +47,8 @@ func New(t testing.TB) *Registry {
 	return r
 }
 
-// NewTLS starts a registry with TLS and HTTP/2, ten streams a connection. Its certificate is trusted by nobody:
-// CA writes it.
+// NewTLS starts a registry with TLS and HTTP/2, ten streams a connection. No client
+// trusts its certificate by default: CA writes it.
 func NewTLS(t testing.TB) *Registry {
 	r := registry(t)
 	r.EnableHTTP2 = true

@@ -22,9 +22,9 @@ func (e *BadBytesError) Error() string {
 // Unwrap returns the verification's error.
 func (e *BadBytesError) Unwrap() error { return e.Err }
 
-// liars are the hosts that gave wrong bytes of content: they are asked after all
-// others, for a time in which a mirror may have mended what it keeps.
-type liars struct {
+// distrusted are the hosts that gave wrong bytes of some content: they are asked after
+// all others, for a time in which a mirror may have repaired what it keeps.
+type distrusted struct {
 	mu   sync.Mutex
 	last map[string]time.Time // by base URL
 }
@@ -32,7 +32,7 @@ type liars struct {
 const distrust = 10 * time.Minute
 
 // since is when a host gave wrong bytes last, or zero.
-func (l *liars) since(key string) time.Time {
+func (l *distrusted) since(key string) time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if t := l.last[key]; time.Since(t) < distrust {
@@ -41,7 +41,7 @@ func (l *liars) since(key string) time.Time {
 	return time.Time{}
 }
 
-func (l *liars) add(key string) {
+func (l *distrusted) add(key string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.last == nil {
@@ -51,14 +51,14 @@ func (l *liars) add(key string) {
 }
 
 // Reject says that the bytes read so far are not those they should be. It returns
-// nil where another host may have others: then they are read anew, with another
-// reader. Otherwise it returns a [*BadBytesError] that wraps cause.
+// nil where another host may have others: then the caller reads them again, with
+// another reader. Otherwise it returns a [*BadBytesError] that wraps cause.
 func (r *contentReader) Reject(cause error) error {
 	of := r.content
 	y, timer := of.repo.client.troubles.begin(of.repo)
 	timer.Stop()
 	for _, h := range r.asked {
-		of.liars.add(h.key)
+		of.distrusted.add(h.key)
 		of.repo.client.troubles.set(y, of.repo.registry, fmt.Sprintf("%s gave wrong bytes: %v", h.key, cause), false)
 	}
 	of.target.Store(nil)
@@ -71,7 +71,7 @@ func (r *contentReader) Reject(cause error) error {
 		if !h.Capabilities.Has(contentCapability) {
 			continue
 		}
-		if of.liars.since(h.key).IsZero() {
+		if of.distrusted.since(h.key).IsZero() {
 			return nil
 		}
 		bad = append(bad, h.key)
