@@ -43,7 +43,7 @@ fails; then nothing is pushed.`,
 	}
 	x.imageFlags(cmd)
 	cmd.Flags().BoolVar(&push, "push", false, "push it to the image's repository as well")
-	cmd.Flags().BoolVar(&force, "force", false, "replace indexes that exist already")
+	cmd.Flags().BoolVar(&force, "force", false, "make indexes again that exist already")
 	return cmd
 }
 
