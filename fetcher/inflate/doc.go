@@ -5,8 +5,8 @@
 // A gzip layer is one long stream: byte n of the tar needs everything before
 // it. Deflate blocks break that chain. At the start of a block the decoder's
 // whole state is a bit offset into the compressed input and the last 32 KiB of
-// output, the window. A [Point] is that pair, which an index keeps as a checkpoint, and [Expander] decodes from
-// one. A [Reader] decodes a whole stream and hands out points as it goes.
+// output, the window. A [Point] is that pair, which an index keeps as a checkpoint,
+// and an [Expander] decodes from one. A [Reader] decodes a whole stream and hands out points as it goes.
 //
 // Windows are sparse: of the 32 KiB only those bytes are kept that the stream
 // after the point really refers to, and the others are zeroed. The decode

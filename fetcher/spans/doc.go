@@ -15,15 +15,15 @@
 // bytes arrive, lays the files out as the blob has them and compares each
 // span's digest. Only then does it pass a span on. On the way from the checkpoint
 // it passes spans that were not asked for; [Layer.Grow] tells which, so that they
-// can be kept: readahead.go has what a fetch brings beside what it is for.
+// can be kept.
 //
 // [Build] makes bootstrap, map and windows from a whole layer in one pass, and
 // checks the layer's digest and diff ID while it does.
 //
 // # Concurrency and failure
 //
-// A Layer may be used from many goroutines and keeps nothing between calls but
-// its map. A span is passed on whole and verified, or there is an error: of the
+// A Layer may be used from many goroutines and keeps nothing between calls but its
+// map and how often readers have missed in which file. A span is passed on whole and verified, or there is an error: of the
 // registry, of the deflate data, or [*DigestError]. Nothing is retried here but
 // wrong bytes, where the remote has another place to read them: see [Rejecter].
 //
@@ -31,5 +31,6 @@
 // form for each call, and the map once. A segment's bounds are checked before
 // memory is taken for it; segments above 16 MiB share one budget of the process.
 //
-// This package does not cache, decide what to fetch, or know of kernels.
+// This package does not cache or know of kernels. It advises what to fetch together,
+// in readahead.go; its user decides.
 package spans
