@@ -68,8 +68,9 @@ type Advisor interface {
 	Missed(first, last int64)
 }
 
-// Opener is a Source that has I/O to do before it can advise. A fetch calls Open,
-// which returns soon after ctx ends, when it has a place and its advice was not ok.
+// Opener is a Source that has I/O to do before it can advise, such as reading an index.
+// Where Grow was not ok, the fetch calls Open first, once it has a place, and then asks
+// again. Open returns soon after ctx ends.
 type Opener interface {
 	Open(ctx context.Context) error
 }
