@@ -241,49 +241,6 @@ func TestSleep(t *testing.T) {
 	})
 }
 
-// slowGrow is a source whose advice takes long, as when it loads an index.
-type slowGrow struct {
-	*fakeSource
-	gate chan struct{}
-}
-
-func (s slowGrow) Grow(first, last int64, _ bool) (int64, int64) {
-	<-s.gate
-	return first, last + 1
-}
-
-// TestGrowHoldsNobodyUp: others are served while a source thinks.
-func TestGrowHoldsNobodyUp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		e, err := New(Options{BootID: bootA})
-		if err != nil {
-			t.Fatal(err)
-		}
-		s := slowGrow{newSource(64 * testSpan), make(chan struct{})}
-		b := openGroup(t, e, "a", s)
-		if err := b.write(9, s.data[9*testSpan:10*testSpan]); err != nil {
-			t.Fatal(err)
-		}
-		done := make(chan error)
-		for range 3 {
-			go func() { done <- b.Fill(t.Context(), 0, 1) }()
-		}
-		synctest.Wait()
-		if err := b.Fill(t.Context(), 9*testSpan, testSpan); err != nil {
-			t.Error(err)
-		}
-		close(s.gate)
-		for range 3 {
-			if err := <-done; err != nil {
-				t.Error(err)
-			}
-		}
-		if s.fetches.Load() != 1 || e.Stats() != (Stats{Demand: 1}) {
-			t.Errorf("%d fetches, %+v", s.fetches.Load(), e.Stats())
-		}
-	})
-}
-
 // TestTakenKeyTouchesNoFile: the records are the open blob's.
 func TestTakenKeyTouchesNoFile(t *testing.T) {
 	d := newMemDisk()

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/internal/durable"
 )
 
 // disk is what a fileBacking asks of the file system. Tests have one that fails,
@@ -61,13 +63,7 @@ func (hostDisk) rename(from, to string) error { return os.Rename(from, to) }
 
 func (hostDisk) remove(path string) error { return os.Remove(path) }
 
-func (hostDisk) syncDir(path string) error {
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
-}
+func (hostDisk) syncDir(path string) error { return durable.SyncDir(filepath.Dir(path)) }
 
 type hostFile struct{ *os.File }
 

@@ -46,18 +46,33 @@ func (o Options) withDefaults() (Options, error) {
 	return o, nil
 }
 
-// Source brings verified spans of one blob. Both may be called from many
-// goroutines.
+// Source brings verified spans of one blob. It may be called from many goroutines.
+// A source that knows more than that is an [Advisor] or an [Opener] as well.
 type Source interface {
-	// Grow widens [first, last) to what is better fetched with it than later:
-	// to what costs nothing more, and, where a reader has missed it, to what is
-	// likely wanted next. It may read files. Some of its answers are not used.
-	Grow(first, last int64, missed bool) (int64, int64)
 	// Fetch brings the spans [first, last) in any order. It calls put for each
 	// with its verified bytes, which put does not keep, stops at the first
 	// error, and returns soon after ctx ends. Where it waits before it tries
 	// again, it does so in Sleep.
 	Fetch(ctx context.Context, first, last int64, put func(span int64, data []byte) error) error
+}
+
+// Advisor is a Source that knows which spans are better fetched together. Its methods
+// answer from memory, without I/O: a blob calls them with its lock held.
+type Advisor interface {
+	// Grow widens [first, last) to what is better fetched with it than later: to
+	// what costs nothing more and, where a reader has missed it, to what is likely
+	// to be wanted next. The blob may not follow: asking changes nothing. ok is
+	// false where the source cannot say before Open.
+	Grow(first, last int64, missed bool) (from, to int64, ok bool)
+	// Missed counts the fetch that a reader's miss of [first, last) has begun.
+	Missed(first, last int64)
+}
+
+// Opener is a Source that has I/O to do before it can advise, such as reading an index.
+// Where Grow was not ok, the fetch calls Open first, once it has a place, and then asks
+// again. Open returns soon after ctx ends.
+type Opener interface {
+	Open(ctx context.Context) error
 }
 
 // Engine is a node's blobs and the budget they share.

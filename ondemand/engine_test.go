@@ -33,6 +33,7 @@ type fakeSource struct {
 	back    int64 // how far Grow reaches back
 	hook    func(ctx context.Context, first, last int64) error
 	fetches atomic.Int64
+	missed  atomic.Int64
 	mu      sync.Mutex
 	ranges  [][2]int64
 }
@@ -45,7 +46,11 @@ func newSource(n int) *fakeSource {
 	return s
 }
 
-func (s *fakeSource) Grow(first, last int64, _ bool) (int64, int64) { return first - s.back, last }
+func (s *fakeSource) Grow(first, last int64, _ bool) (int64, int64, bool) {
+	return first - s.back, last, true
+}
+
+func (s *fakeSource) Missed(int64, int64) { s.missed.Add(1) }
 
 func (s *fakeSource) Fetch(ctx context.Context, first, last int64, put func(int64, []byte) error) error {
 	s.fetches.Add(1)
@@ -349,7 +354,6 @@ func TestSourceThatBreaksItsContract(t *testing.T) {
 
 type sourceFunc func(put func(int64, []byte) error) error
 
-func (f sourceFunc) Grow(first, last int64, _ bool) (int64, int64) { return first, last }
 func (f sourceFunc) Fetch(_ context.Context, _, _ int64, put func(int64, []byte) error) error {
 	return f(put)
 }

@@ -16,17 +16,22 @@ type pending struct {
 
 // flight is one fetch and those who wait for it.
 type flight struct {
+	turn   *turn
+	cancel context.CancelFunc
+	missed bool // a reader has begun it
+
+	// Of the goroutine that flies, once there is one.
 	first, last int64
-	turn        *turn
-	cancel      context.CancelFunc
-	waiters     int // guarded by Blob.mu
+	advised     bool // the source has said what to bring with it
+
+	waiters int // guarded by Blob.mu
 }
 
 // errAbandoned ends a flight whose last waiter has left.
-var errAbandoned = errors.New("no reader waits for the fetch any more")
+var errAbandoned = errors.New("the last reader that waited for the fetch has left")
 
-// errNotBrought ends the wait for what a source has promised.
-var errNotBrought = errors.New("source ended without an error and without the span")
+// errNotBrought ends the wait for a span that a source has left out.
+var errNotBrought = errors.New("the source returned no error and did not bring the span")
 
 // Fill returns when [off, off+n) of the file holds the blob's bytes. A range
 // past the blob's end is cut there.
@@ -51,7 +56,7 @@ func (b *Blob) fill(ctx context.Context, off, n int64, urgent bool) error {
 			err = b.await(ctx, wait)
 		}
 		if errors.Is(err, errAbandoned) && ctx.Err() == nil {
-			continue // we joined just as the last of the others left
+			continue // this call joined just as the last of the others left
 		}
 		if err != nil {
 			return &FillError{b.key, off, n, err}
@@ -65,25 +70,17 @@ func (b *Blob) fill(ctx context.Context, off, n int64, urgent bool) error {
 func (b *Blob) join(first, last int64, urgent bool) ([]*pending, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.closed {
+		return nil, ErrClosed
+	}
 	var wait []*pending
-	for span := first; span < last; {
-		if b.closed {
-			return nil, ErrClosed // and Close ends what we wait for
-		}
+	for span := first; span < last; span++ {
 		if b.backing.Has(span) {
-			span++
 			continue
 		}
 		p := b.pending[span]
 		if p == nil {
-			end := b.gap(span, last)
-			b.mu.Unlock()
-			from, to := b.source.Grow(span, end, urgent)
-			b.mu.Lock()
-			if b.closed || b.taken(span) {
-				continue // another goroutine was faster
-			}
-			p = b.start(span, b.gap(span, end), from, to, urgent)
+			p = b.start(span, b.gap(span, last), urgent)
 		}
 		if urgent {
 			p.flight.turn.hurry()
@@ -93,12 +90,11 @@ func (b *Blob) join(first, last int64, urgent bool) ([]*pending, error) {
 		// want: await leaves as many.
 		p.flight.waiters++
 		wait = append(wait, p)
-		span++
 	}
 	return wait, nil
 }
 
-// gap is the end of the holes from a span on that no flight brings, at most last
+// gap is the end of the holes from a span on that no flight fetches, at most last
 // and at most what one fetch brings.
 func (b *Blob) gap(span, last int64) int64 {
 	end := span + 1
@@ -108,22 +104,13 @@ func (b *Blob) gap(span, last int64) int64 {
 	return end
 }
 
-// start begins a flight for [first, last) and what the source brings with it, of
-// [from, to), up to the next spans on either side that are filled or in flight.
-// It returns the first span's place in it.
-func (b *Blob) start(first, last, from, to int64, urgent bool) *pending {
-	asked := first
-	for from = max(from, 0); first > from && !b.taken(first-1); {
-		first--
-	}
-	for to = min(to, b.spans); last < to && !b.taken(last); {
-		last++
-	}
+// start begins a flight for [first, last) and returns the first span's place in it.
+// The caller holds mu, here and in what follows.
+func (b *Blob) start(first, last int64, urgent bool) *pending {
 	ctx, cancel := context.WithCancel(context.Background())
-	f := &flight{first: first, last: last, cancel: cancel, turn: b.engine.budget.queue(b.group, urgent)}
-	for span := first; span < last; span++ {
-		b.pending[span] = &pending{flight: f, done: make(chan struct{})}
-	}
+	f := &flight{first: first, last: first, missed: urgent, cancel: cancel, turn: b.engine.budget.queue(b.group, urgent)}
+	b.board(f, first, last)
+	b.advise(f)
 	if urgent {
 		b.engine.demand.Add(1)
 	} else {
@@ -131,7 +118,37 @@ func (b *Blob) start(first, last, from, to int64, urgent bool) *pending {
 	}
 	b.flights.Add(1)
 	go b.fly(ctx, f)
-	return b.pending[asked]
+	return b.pending[first]
+}
+
+// advise widens a flight by what the source brings with it, and counts the miss.
+func (b *Blob) advise(f *flight) {
+	a, ok := b.source.(Advisor)
+	if !ok {
+		f.advised = true
+		return
+	}
+	from, to, ok := a.Grow(f.first, f.last, f.missed)
+	if !ok {
+		return
+	}
+	f.advised = true
+	if f.missed {
+		a.Missed(f.first, f.last)
+	}
+	b.board(f, from, to)
+}
+
+// board widens a flight to [from, to), up to the next spans on either side that are
+// filled or in flight.
+func (b *Blob) board(f *flight, from, to int64) {
+	for from = max(from, 0); f.first > from && !b.taken(f.first-1); {
+		f.first--
+		b.pending[f.first] = &pending{flight: f, done: make(chan struct{})}
+	}
+	for to = min(to, b.spans); f.last < to && !b.taken(f.last); f.last++ {
+		b.pending[f.last] = &pending{flight: f, done: make(chan struct{})}
+	}
 }
 
 // taken reports whether a span is filled or in flight.
@@ -155,9 +172,18 @@ func (b *Blob) fly(ctx context.Context, f *flight) {
 func (b *Blob) fetch(ctx context.Context, f *flight) error {
 	ctx, cancel := context.WithTimeout(withTurn(ctx, f.turn), b.engine.opts.Timeout)
 	defer cancel()
-	return b.source.Fetch(ctx, f.first, f.last, func(span int64, data []byte) error {
-		if span < f.first || span >= f.last {
-			return fmt.Errorf("source brought span %d, asked for [%d,%d)", span, f.first, f.last)
+	if o, ok := b.source.(Opener); ok && !f.advised {
+		if err := o.Open(ctx); err != nil {
+			return err
+		}
+		b.mu.Lock()
+		b.advise(f)
+		b.mu.Unlock()
+	}
+	first, last := f.first, f.last
+	return b.source.Fetch(ctx, first, last, func(span int64, data []byte) error {
+		if span < first || span >= last {
+			return fmt.Errorf("source brought span %d, asked for [%d,%d)", span, first, last)
 		}
 		if err := b.write(span, data); err != nil {
 			return err
@@ -181,24 +207,23 @@ func (b *Blob) write(span int64, data []byte) error {
 	return nil
 }
 
-// finish answers those who wait for spans of a flight that were not brought, and
-// reports whether that is a failure. It is one step, so that no reader joins a flight that has
-// failed.
+// finish answers those who wait for spans of a flight that it has not brought, and
+// reports whether there were any, unless the last one had given it up. It is one
+// step: no reader joins what has failed.
 func (b *Blob) finish(f *flight, err error) (failed bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	abandoned := err != nil && f.waiters == 0
 	switch {
-	case err == nil:
-		err = errNotBrought // if there are any
-	case f.waiters == 0:
+	case abandoned:
 		err = errAbandoned
-	default:
-		failed = true
+	case err == nil:
+		err = errNotBrought // for a source that has left spans out
 	}
 	for span := f.first; span < f.last; span++ {
 		if p := b.pending[span]; p != nil && p.flight == f {
 			b.answer(span, err)
-			failed = failed || errors.Is(err, errNotBrought)
+			failed = !abandoned
 		}
 	}
 	return failed

@@ -15,9 +15,9 @@ import (
 
 	"github.com/lacuna-snapshotter/lacuna/config"
 	"github.com/lacuna-snapshotter/lacuna/erofs"
-	"github.com/lacuna-snapshotter/lacuna/fetcher"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/cachefiles"
 )
@@ -136,7 +136,7 @@ func (c *standalone) addImage(ctx context.Context) (mounts []erofs.Fscache, err 
 		return nil, errors.New("--platform: one platform can be served")
 	}
 	image := images[0]
-	if err := c.fetchIndexes(ctx, image, store); err != nil {
+	if err := c.fetchIndexes(ctx, client, image, store); err != nil {
 		return nil, err
 	}
 	dir := filepath.Join(c.dir, "bootstraps")
@@ -177,31 +177,17 @@ func (c *standalone) addImage(ctx context.Context) (mounts []erofs.Fscache, err 
 
 // fetchIndexes brings the heads of an image's indexes into the store: from the
 // repository or, where that has none, by making them.
-func (c *standalone) fetchIndexes(ctx context.Context, image *index.Image, store *index.Store) error {
-	missing := false
+func (c *standalone) fetchIndexes(ctx context.Context, client *registry.Client, image *index.Image, store *index.Store) error {
+	resolver := index.NewResolver(client, store, c.log)
 	for _, l := range image.Layers {
-		_, err := store.Head(l.Digest)
-		missing = missing || err != nil
-	}
-	if !missing {
-		return nil
-	}
-	artifact, err := index.Find(ctx, image.Repo, image.Manifest.Digest)
-	if errors.Is(err, index.ErrNone) {
-		_, err := index.CreateImage(ctx, image, store, index.CreateOptions{
-			Build: fetcher.BuildOptions{SpanSize: int64(c.config.Index.SpanSize), Spacing: int64(c.config.Index.Spacing), Grain: int64(c.config.Index.Grain)},
-		})
-		return err
-	}
-	if err != nil {
-		return err
-	}
-	for _, entry := range artifact.Entries {
-		head, err := index.FetchHead(ctx, image.Repo, entry)
-		if err != nil {
+		err := resolver.Fetch(ctx, index.Want{Ref: c.image, Manifest: image.Manifest.Digest, Layer: l.Digest})
+		if errors.Is(err, index.ErrNone) {
+			_, err := index.CreateImage(ctx, image, store, index.CreateOptions{
+				Build: spans.BuildOptions{SpanSize: int64(c.config.Index.SpanSize), Spacing: int64(c.config.Index.Spacing), Grain: int64(c.config.Index.Grain)},
+			})
 			return err
 		}
-		if err := store.Put(entry.Layer, head, index.Source{Ref: c.image, Entry: entry}); err != nil {
+		if err != nil {
 			return err
 		}
 	}

@@ -16,7 +16,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
-	"github.com/lacuna-snapshotter/lacuna/fetcher"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
 // maxManifest bounds the size of manifests: the distribution specification asks
@@ -46,7 +46,7 @@ func dialContainerd(address, namespace, ref string) (*inContainerd, error) {
 
 func (c *inContainerd) Close() error { return c.conn.Close() }
 
-// Manifest implements index.Content.
+// Manifest implements index.Images.
 func (c *inContainerd) Manifest(ctx context.Context, object string) (v1.Descriptor, []byte, error) {
 	ctx = namespaces.WithNamespace(ctx, c.namespace)
 	desc := v1.Descriptor{Digest: digest.Digest(object)}
@@ -68,7 +68,7 @@ func (c *inContainerd) Manifest(ctx context.Context, object string) (v1.Descript
 	if desc.Size = info.GetInfo().GetSize(); desc.Size < 0 || desc.Size > maxManifest {
 		return desc, nil, fmt.Errorf("manifest %s has %d bytes, more than %d", desc.Digest, desc.Size, maxManifest)
 	}
-	r := c.Blob(desc).Open(ctx, 0, desc.Size)
+	r := c.Content(desc).Open(ctx, 0, desc.Size)
 	defer r.Close()
 	b := make([]byte, desc.Size)
 	if _, err := io.ReadFull(r, b); err != nil {
@@ -88,23 +88,23 @@ func (c *inContainerd) missing(desc v1.Descriptor, err error) error {
 	return fmt.Errorf("containerd's %s: %w", desc.Digest, err)
 }
 
-// Blob implements index.Content.
-func (c *inContainerd) Blob(desc v1.Descriptor) fetcher.Remote { return containerdBlob{c, desc} }
+// Content implements index.Images.
+func (c *inContainerd) Content(desc v1.Descriptor) spans.Remote { return containerdContent{c, desc} }
 
-type containerdBlob struct {
+type containerdContent struct {
 	c    *inContainerd
 	desc v1.Descriptor
 }
 
-// Open implements fetcher.Remote. The range comes as one stream.
-func (b containerdBlob) Open(ctx context.Context, off, n int64) io.ReadCloser {
+// Open implements spans.Remote. What is asked for comes as one stream.
+func (b containerdContent) Open(ctx context.Context, off, n int64) io.ReadCloser {
 	ctx, cancel := context.WithCancel(namespaces.WithNamespace(ctx, b.c.namespace))
 	stream, err := b.c.blobs.Read(ctx, &contentapi.ReadContentRequest{Digest: b.desc.Digest.String(), Offset: off, Size: n})
 	return &containerdReader{blob: b, stream: stream, cancel: cancel, off: off, left: n, err: err}
 }
 
 type containerdReader struct {
-	blob   containerdBlob
+	blob   containerdContent
 	stream grpc.ServerStreamingClient[contentapi.ReadContentResponse]
 	cancel context.CancelFunc
 	off    int64 // of the next byte

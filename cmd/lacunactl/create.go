@@ -12,8 +12,8 @@ import (
 	"golang.org/x/term"
 
 	"github.com/lacuna-snapshotter/lacuna/config"
-	"github.com/lacuna-snapshotter/lacuna/fetcher"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
 func createCommand(x *indexSettings) *cobra.Command {
@@ -50,8 +50,8 @@ registry fails: then nothing is pushed.`,
 	return cmd
 }
 
-func buildOptions(c *config.Config) fetcher.BuildOptions {
-	return fetcher.BuildOptions{SpanSize: int64(c.Index.SpanSize), Spacing: int64(c.Index.Spacing), Grain: int64(c.Index.Grain)}
+func buildOptions(c *config.Config) spans.BuildOptions {
+	return spans.BuildOptions{SpanSize: int64(c.Index.SpanSize), Spacing: int64(c.Index.Spacing), Grain: int64(c.Index.Grain)}
 }
 
 func (e *indexer) create(cmd *cobra.Command, force bool) (result, error) {
@@ -95,7 +95,7 @@ func (e *indexer) push(cmd *cobra.Command) (*index.Pushed, error) {
 	total := int64(0)
 	for _, l := range e.image.Layers {
 		if h, err := e.store.Head(l.Digest); err == nil {
-			total += h.BlobSize()
+			total += h.IndexSize()
 		}
 	}
 	bar := newBar(cmd, total, "push")

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 
@@ -82,12 +83,18 @@ func (x *indexSettings) imageFlags(cmd *cobra.Command) {
 // indexer is one image with the store of its indexes.
 type indexer struct {
 	*indexSettings
-	config *config.Config
-	client *registry.Client
-	store  *index.Store
-	image  *index.Image
-	ref    string
-	many   bool // the image has other platforms
+	config   *config.Config
+	client   *registry.Client
+	store    *index.Store
+	resolver *index.Resolver
+	image    *index.Image
+	ref      string
+	many     bool // there are other platforms
+}
+
+// want names a layer of the image for the resolver.
+func (e *indexer) want(l index.ImageLayer) index.Want {
+	return index.Want{Ref: e.ref, Manifest: e.image.Manifest.Digest, Layer: l.Digest}
 }
 
 // result is what a command reports about one image.
@@ -145,7 +152,7 @@ func (x *indexSettings) open(cmd *cobra.Command, ref string) (list []*indexer, d
 	if err != nil {
 		return nil, nil, err
 	}
-	var from index.Content
+	var from index.Images
 	done = func() {}
 	switch {
 	case x.layout != "":
@@ -189,8 +196,9 @@ func (x *indexSettings) open(cmd *cobra.Command, ref string) (list []*indexer, d
 		done()
 		return nil, nil, err
 	}
+	resolver := index.NewResolver(client, store, slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil)))
 	for _, image := range images {
-		list = append(list, &indexer{x, c, client, store, image, ref, len(images) > 1})
+		list = append(list, &indexer{x, c, client, store, resolver, image, ref, len(images) > 1})
 	}
 	return list, done, nil
 }

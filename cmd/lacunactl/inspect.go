@@ -26,7 +26,7 @@ type row struct {
 }
 
 func rowOf(l index.ImageLayer, h *index.Head) row {
-	return row{l.Digest, l.Size, h.BlobSize(), h.Size, len(h.Map.Checkpoints), h.Map.Spans(), h.Map.BlobSize, ""}
+	return row{l.Digest, l.Size, h.IndexSize(), h.Size, len(h.Map.Checkpoints), h.Map.Spans(), h.Map.BlobSize, ""}
 }
 
 func (e *indexer) result(note string) result {
@@ -52,31 +52,22 @@ func (e *indexer) report(outcomes []index.Outcome, note string) result {
 
 // inspect lists the index in the registry or, where it has none, that in the store.
 func (e *indexer) inspect(cmd *cobra.Command) (result, error) {
-	artifact, err := index.Find(cmd.Context(), e.image.Repo, e.image.Manifest.Digest)
-	if errors.Is(err, index.ErrNone) {
-		return e.inspectStore()
-	}
-	if err != nil {
-		return result{}, err
-	}
 	r := e.result("in " + e.image.Repo.Name())
+	found := false
 	for _, l := range e.image.Layers {
-		one := row{Layer: l.Digest, Size: l.Size, Note: "no index"}
-		for _, entry := range artifact.Entries {
-			if entry.Layer != l.Digest {
-				continue
-			}
-			b, err := index.FetchHead(cmd.Context(), e.image.Repo, entry)
-			if err != nil {
-				return result{}, err
-			}
-			h, err := index.DecodeHead(b)
-			if err != nil {
-				return result{}, err
-			}
-			one = rowOf(l, h)
+		h, err := e.resolver.Published(cmd.Context(), e.want(l))
+		switch {
+		case err == nil:
+			found = true
+			r.Layers = append(r.Layers, rowOf(l, h))
+		case errors.Is(err, index.ErrNone):
+			r.Layers = append(r.Layers, row{Layer: l.Digest, Size: l.Size, Note: "no index"})
+		default:
+			return result{}, err
 		}
-		r.Layers = append(r.Layers, one)
+	}
+	if !found {
+		return e.inspectStore()
 	}
 	return r, nil
 }

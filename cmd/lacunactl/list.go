@@ -90,13 +90,13 @@ func listStore(store *index.Store) ([]stored, error) {
 		s := stored{Layer: l, Images: append([]string{}, of[l]...)}
 		h, err := store.Head(l)
 		if err == nil {
-			s.Size, s.Index = h.Map.PackedSize, h.BlobSize()
+			s.Size, s.Index = h.Map.PackedSize, h.IndexSize()
 		}
-		source, found, sourceErr := store.Source(l)
+		origin, found, originErr := store.Origin(l)
 		if found {
-			s.From = source.Ref
+			s.From = origin.Ref
 		}
-		if err := errors.Join(err, sourceErr); err != nil {
+		if err := errors.Join(err, originErr); err != nil {
 			s.Note = err.Error()
 		}
 		list = append(list, s)

@@ -27,7 +27,7 @@ const (
 // Entry is the index of one layer in an artifact.
 type Entry struct {
 	Layer      digest.Digest
-	Blob       v1.Descriptor
+	Content    v1.Descriptor `json:"Blob"` // as older daemons have written it
 	HeadSize   int64
 	HeadDigest digest.Digest
 }
@@ -71,20 +71,20 @@ func decodeArtifact(body []byte, image digest.Digest) (*Artifact, error) {
 		return nil, fmt.Errorf("%w artifact: it is not of image %s", ErrFormat, image)
 	}
 	a := &Artifact{prediction: m.Config}
-	for _, blob := range m.Layers {
-		if blob.MediaType != LayerType {
+	for _, desc := range m.Layers {
+		if desc.MediaType != LayerType {
 			continue // of a later version, which has ours beside its own
 		}
 		e := Entry{
-			Layer:      digest.Digest(blob.Annotations[annotationLayer]),
-			HeadDigest: digest.Digest(blob.Annotations[annotationHeadDigest]),
-			Blob:       blob,
+			Layer:      digest.Digest(desc.Annotations[annotationLayer]),
+			HeadDigest: digest.Digest(desc.Annotations[annotationHeadDigest]),
+			Content:    desc,
 		}
 		var err error
-		e.HeadSize, err = strconv.ParseInt(blob.Annotations[annotationHeadSize], 10, 64)
-		if err != nil || e.HeadSize < fixedSize || e.HeadSize > min(maxHead, blob.Size) ||
+		e.HeadSize, err = strconv.ParseInt(desc.Annotations[annotationHeadSize], 10, 64)
+		if err != nil || e.HeadSize < fixedSize || e.HeadSize > min(maxHead, desc.Size) ||
 			e.Layer.Validate() != nil || e.HeadDigest.Validate() != nil {
-			return nil, fmt.Errorf("%w artifact: entry %s", ErrFormat, blob.Digest)
+			return nil, fmt.Errorf("%w artifact: entry %s", ErrFormat, desc.Digest)
 		}
 		a.Entries = append(a.Entries, e)
 	}
@@ -101,7 +101,7 @@ func (a *Artifact) FetchPrediction(ctx context.Context, repo *registry.Repositor
 		return nil, fmt.Errorf("%w prediction of %d bytes", ErrFormat, d.Size)
 	}
 	b := make([]byte, d.Size)
-	err := repo.Blob(d).ReadVerified(ctx, b, 0, func(b []byte) error {
+	err := repo.Content(d).ReadVerified(ctx, b, 0, func(b []byte) error {
 		if got := d.Digest.Algorithm().FromBytes(b); got != d.Digest {
 			return fmt.Errorf("%w prediction: it has digest %s", ErrFormat, got)
 		}
@@ -115,7 +115,7 @@ func (a *Artifact) FetchPrediction(ctx context.Context, repo *registry.Repositor
 
 // FetchHead reads the head of a layer's index, verified.
 func FetchHead(ctx context.Context, repo *registry.Repository, e Entry) ([]byte, error) {
-	head, err := repo.Blob(e.Blob).ReadStart(ctx, e.HeadSize, func(b []byte) error {
+	head, err := repo.Content(e.Content).ReadStart(ctx, e.HeadSize, func(b []byte) error {
 		if got := e.HeadDigest.Algorithm().FromBytes(b); got != e.HeadDigest {
 			return fmt.Errorf("%w: head has digest %s", ErrFormat, got)
 		}
@@ -138,7 +138,7 @@ func encodeArtifact(subject, prediction v1.Descriptor, entries []Entry, created 
 		Annotations:  map[string]string{v1.AnnotationCreated: created},
 	}
 	for _, e := range entries {
-		d := e.Blob
+		d := e.Content
 		d.MediaType = LayerType
 		d.Annotations = map[string]string{
 			annotationLayer:      e.Layer.String(),

@@ -12,8 +12,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/lacuna-snapshotter/lacuna/fetcher"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/inflate"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
 // Expect is what a layer must turn out to be. Empty fields are not checked.
@@ -24,15 +24,15 @@ type Expect struct {
 
 // Create reads a whole gzip layer and writes its index to path, by rename. It
 // returns the head and, for the caller's use, what the layer was built into.
-func Create(ctx context.Context, packed io.Reader, path string, opts fetcher.BuildOptions, want Expect) (*Head, *fetcher.Built, error) {
+func Create(ctx context.Context, packed io.Reader, path string, opts spans.BuildOptions, want Expect) (*Head, *spans.Built, error) {
 	return create(ctx, packed, path, opts, want.check)
 }
 
 // create is Create with a check of what was built, before anything is at path.
-func create(ctx context.Context, packed io.Reader, path string, opts fetcher.BuildOptions, check func(*fetcher.Map) error) (h *Head, built *fetcher.Built, err error) {
+func create(ctx context.Context, packed io.Reader, path string, opts spans.BuildOptions, check func(*spans.Map) error) (h *Head, built *spans.Built, err error) {
 	// Windows are packed beside inflate, and must not hold it up.
 	err = writeIndex(path, levels{head: zstd.SpeedBetterCompression, windows: zstd.SpeedDefault}, func(w *groupWriter) (*Head, error) {
-		if built, err = fetcher.Build(ctx, packed, opts, w.add); err != nil {
+		if built, err = spans.Build(ctx, packed, opts, w.add); err != nil {
 			return nil, err
 		}
 		h = &Head{Map: built.Map, Bootstrap: built.Bootstrap}
@@ -92,7 +92,7 @@ func newEncoder(level zstd.EncoderLevel) (*zstd.Encoder, error) {
 		zstd.WithWindowSize(encoderWindow), zstd.WithLowerEncoderMem(true))
 }
 
-func (e Expect) check(m *fetcher.Map) error {
+func (e Expect) check(m *spans.Map) error {
 	if e.Layer != "" && e.Layer != m.Layer {
 		return fmt.Errorf("layer has digest %s, expected %s", m.Layer, e.Layer)
 	}

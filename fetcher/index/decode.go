@@ -10,11 +10,11 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/lacuna-snapshotter/lacuna/fetcher"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/inflate"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
-// DecodeHead reads the head of a layer blob; b may hold more. The map in it has
+// DecodeHead reads the head of a layer's index; b may hold more. The map in it has
 // passed its check; the bootstrap has not been looked at.
 func DecodeHead(b []byte) (*Head, error) {
 	if len(b) < fixedSize || string(b[:8]) != magic {
@@ -118,7 +118,7 @@ func (r *mapReader) count(packed int, size uintptr, most int64) int {
 // pack, and adds a header of 18 bytes and 3 for each block.
 func maxGroup(windows int) int64 { return int64(windows)*inflate.WindowSize + 1024 }
 
-func (r *mapReader) digest() (d fetcher.Digest) {
+func (r *mapReader) digest() (d spans.Digest) {
 	if len(r.b) < len(d) {
 		r.ok = false
 		return d
@@ -131,9 +131,9 @@ func (r *mapReader) digest() (d fetcher.Digest) {
 // decodeMap reads the map into h and allocates at most room bytes for its tables.
 func decodeMap(b []byte, h *Head, room int64) error {
 	r := &mapReader{b: b, ok: true, room: room}
-	layer, diffID := r.digest(), r.digest()
-	m := &fetcher.Map{
-		Layer:  digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(layer[:])),
+	of, diffID := r.digest(), r.digest()
+	m := &spans.Map{
+		Layer:  digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(of[:])),
 		DiffID: digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(diffID[:])),
 	}
 	for _, n := range []*int64{&m.PackedSize, &m.StreamSize, &m.BlobSize, &m.SpanSize, &m.Grain} {
@@ -143,33 +143,33 @@ func decodeMap(b []byte, h *Head, room int64) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrFormat, err)
 	}
-	m.Extents = make([]fetcher.Extent, r.count(3, unsafe.Sizeof(fetcher.Extent{}), most.Extents))
+	m.Sections = make([]spans.Section, r.count(3, unsafe.Sizeof(spans.Section{}), most.Sections))
 	var blob, stream int64
-	for i := range m.Extents {
-		e := &m.Extents[i]
-		e.Blob = fetcher.BlobOffset(nextBlock(blob) + r.signed())
-		e.Stream = fetcher.StreamOffset(stream + r.int())
+	for i := range m.Sections {
+		e := &m.Sections[i]
+		e.Blob = spans.BlobOffset(nextBlock(blob) + r.signed())
+		e.Stream = spans.StreamOffset(stream + r.int())
 		e.Len = r.int()
 		blob, stream = int64(e.Blob)+e.Len, int64(e.Stream)+e.Len
 		if blob > limit || stream > limit {
-			return fmt.Errorf("%w: extent %d", ErrFormat, i)
+			return fmt.Errorf("%w: section %d", ErrFormat, i)
 		}
 	}
-	m.Checkpoints = make([]fetcher.Checkpoint, r.count(2, unsafe.Sizeof(fetcher.Checkpoint{}), most.Checkpoints))
-	var last fetcher.Checkpoint
+	m.Checkpoints = make([]spans.Checkpoint, r.count(2, unsafe.Sizeof(spans.Checkpoint{}), most.Checkpoints))
+	var last spans.Checkpoint
 	for i := range m.Checkpoints {
 		bit := r.int()
 		v := r.int()
-		last = fetcher.Checkpoint{Bit: last.Bit + bit, Stream: last.Stream + fetcher.StreamOffset(v>>1), Window: v&1 == 1}
+		last = spans.Checkpoint{Bit: last.Bit + bit, Stream: last.Stream + spans.StreamOffset(v>>1), Window: v&1 == 1}
 		if last.Bit > 8*limit || last.Stream > limit {
 			return fmt.Errorf("%w: checkpoint %d", ErrFormat, i)
 		}
 		m.Checkpoints[i] = last
 	}
-	m.Stops = make([]fetcher.PackedOffset, r.count(1, unsafe.Sizeof(fetcher.PackedOffset(0)), most.Stops))
-	var stop fetcher.PackedOffset
+	m.Stops = make([]spans.PackedOffset, r.count(1, unsafe.Sizeof(spans.PackedOffset(0)), most.Stops))
+	var stop spans.PackedOffset
 	for i := range m.Stops {
-		if stop += fetcher.PackedOffset(r.int()); stop > limit {
+		if stop += spans.PackedOffset(r.int()); stop > limit {
 			return fmt.Errorf("%w: stop %d", ErrFormat, i)
 		}
 		m.Stops[i] = stop
@@ -184,7 +184,7 @@ func decodeMap(b []byte, h *Head, room int64) error {
 		first += g.Count
 		h.Groups[i] = g
 	}
-	m.Digests = make([]fetcher.Digest, r.count(sha256.Size, sha256.Size, most.Digests))
+	m.Digests = make([]spans.Digest, r.count(sha256.Size, sha256.Size, most.Digests))
 	for i := range m.Digests {
 		m.Digests[i] = r.digest()
 	}

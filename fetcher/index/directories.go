@@ -27,7 +27,7 @@ func (d *directories) add(bootstrap []byte) error {
 		if info.Mode&erofs.ModeType == erofs.ModeDir {
 			d.known[path] = *info
 		} else {
-			delete(d.known, path) // a layer that has it as a directory again begins anew
+			delete(d.known, path) // a layer above that has a directory there starts from its own attributes
 		}
 		return nil
 	})

@@ -10,7 +10,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/lacuna-snapshotter/lacuna/fetcher"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
 const (
@@ -31,21 +31,21 @@ var ErrFormat = errors.New("invalid index")
 // Group is a run of checkpoints whose windows are stored together.
 type Group struct {
 	First, Count int   // checkpoints
-	Off          int64 // in the layer blob
+	Off          int64 // in the index
 	Len          int64 // packed
-	Digest       fetcher.Digest
+	Digest       spans.Digest
 }
 
 // Head is what of a layer's index is needed to mount it and to fetch.
 type Head struct {
-	Map       *fetcher.Map
+	Map       *spans.Map
 	Bootstrap []byte
 	Groups    []Group
 	Size      int64 // length of the encoded head
 }
 
-// BlobSize is the length of the whole layer blob.
-func (h *Head) BlobSize() int64 {
+// IndexSize is the length of the whole index of the layer.
+func (h *Head) IndexSize() int64 {
 	if n := len(h.Groups); n > 0 {
 		return h.Groups[n-1].Off + h.Groups[n-1].Len
 	}
@@ -93,16 +93,16 @@ func encodeMap(h *Head) []byte {
 	for _, n := range []int64{m.PackedSize, m.StreamSize, m.BlobSize, m.SpanSize, m.Grain} {
 		put(n)
 	}
-	put(int64(len(m.Extents)))
+	put(int64(len(m.Sections)))
 	var blob, stream int64
-	for _, e := range m.Extents {
+	for _, e := range m.Sections {
 		b = binary.AppendVarint(b, int64(e.Blob)-nextBlock(blob))
 		put(int64(e.Stream) - stream)
 		put(e.Len)
 		blob, stream = int64(e.Blob)+e.Len, int64(e.Stream)+e.Len
 	}
 	put(int64(len(m.Checkpoints)))
-	var last fetcher.Checkpoint
+	var last spans.Checkpoint
 	for _, c := range m.Checkpoints {
 		put(c.Bit - last.Bit)
 		window := int64(0)
@@ -113,7 +113,7 @@ func encodeMap(h *Head) []byte {
 		last = c
 	}
 	put(int64(len(m.Stops)))
-	var stop fetcher.PackedOffset
+	var stop spans.PackedOffset
 	for _, s := range m.Stops {
 		put(int64(s - stop))
 		stop = s
@@ -131,7 +131,7 @@ func encodeMap(h *Head) []byte {
 	return b
 }
 
-// nextBlock is where an extent behind one that ends at off begins, but for the
+// nextBlock is where a section behind one that ends at off begins, but for the
 // runs of a sparse file.
 func nextBlock(off int64) int64 { return (off + 4095) / 4096 * 4096 }
 

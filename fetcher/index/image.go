@@ -16,7 +16,7 @@ import (
 
 // Image is one platform's manifest.
 type Image struct {
-	From     Content              // where it is read from
+	From     Images               // where it is read from
 	Repo     *registry.Repository // where its indexes belong
 	Platform v1.Platform
 	Manifest v1.Descriptor
@@ -37,7 +37,7 @@ func (l ImageLayer) Indexable() bool {
 
 // ResolveImages reads the manifests and configurations of an image for the wanted
 // platforms. Repo, which ref names, is where its indexes are to be found.
-func ResolveImages(ctx context.Context, client *registry.Client, from Content, ref string, want Platforms) ([]*Image, error) {
+func ResolveImages(ctx context.Context, client *registry.Client, from Images, ref string, want Platforms) ([]*Image, error) {
 	repo, object, err := parseRef(client, ref)
 	if err != nil {
 		return nil, err
@@ -103,7 +103,7 @@ func parseRef(client *registry.Client, ref string) (repo *registry.Repository, o
 	return repo, object, nil
 }
 
-func decodeImage(ctx context.Context, from Content, desc v1.Descriptor, body []byte) (*Image, error) {
+func decodeImage(ctx context.Context, from Images, desc v1.Descriptor, body []byte) (*Image, error) {
 	var m v1.Manifest
 	if err := json.Unmarshal(body, &m); err != nil {
 		return nil, fmt.Errorf("manifest %s: %w", desc.Digest, err)
@@ -115,7 +115,7 @@ func decodeImage(ctx context.Context, from Content, desc v1.Descriptor, body []b
 	if m.Config.Size <= 0 || m.Config.Size > maxConfig || m.Config.Digest.Validate() != nil {
 		return nil, fmt.Errorf("manifest %s: configuration of %d bytes", desc.Digest, m.Config.Size)
 	}
-	raw, err := readBlob(ctx, from, m.Config)
+	raw, err := readContent(ctx, from, m.Config)
 	if err != nil {
 		return nil, err
 	}

@@ -21,15 +21,15 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/lacuna-snapshotter/lacuna/erofs"
-	"github.com/lacuna-snapshotter/lacuna/fetcher"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry/registrytest"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-func createIndex(t testing.TB, packed []byte, opts fetcher.BuildOptions) (*Head, string) {
+func createIndex(t testing.TB, packed []byte, opts spans.BuildOptions) (*Head, string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "index")
 	h, _, err := Create(t.Context(), bytes.NewReader(packed), path, opts, Expect{})
@@ -41,7 +41,7 @@ func createIndex(t testing.TB, packed []byte, opts fetcher.BuildOptions) (*Head,
 
 func TestRoundTrip(t *testing.T) {
 	packed := layertest.Gzip(t, layertest.Tar(t, 60, 1))
-	h, path := createIndex(t, packed, fetcher.BuildOptions{Spacing: 64 << 10})
+	h, path := createIndex(t, packed, spans.BuildOptions{Spacing: 64 << 10})
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -53,13 +53,13 @@ func TestRoundTrip(t *testing.T) {
 	if !reflect.DeepEqual(got, h) {
 		t.Error("decoded head differs")
 	}
-	if h.Map.Layer != digest.FromBytes(packed) || int64(len(b)) != h.BlobSize() {
-		t.Errorf("layer %s, %d bytes of %d", h.Map.Layer, len(b), h.BlobSize())
+	if h.Map.Layer != digest.FromBytes(packed) || int64(len(b)) != h.IndexSize() {
+		t.Errorf("layer %s, %d bytes of %d", h.Map.Layer, len(b), h.IndexSize())
 	}
 	if err := erofs.Check(got.Bootstrap, got.Map.BlobSize); err != nil {
 		t.Error(err)
 	}
-	_, again := createIndex(t, packed, fetcher.BuildOptions{Spacing: 64 << 10})
+	_, again := createIndex(t, packed, spans.BuildOptions{Spacing: 64 << 10})
 	if second, _ := os.ReadFile(again); !bytes.Equal(b, second) {
 		t.Error("two runs gave different indexes")
 	}
@@ -68,10 +68,10 @@ func TestRoundTrip(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	layer := fetcher.Layer{Map: got.Map, Remote: &layertest.Remote{Data: packed}, Windows: NewWindows(got, f, nil)}
+	l := spans.Layer{Map: got.Map, Remote: &layertest.Remote{Data: packed}, Windows: NewWindows(got, f, nil)}
 	n := int64(0)
 	for i := range got.Map.Spans() {
-		if err := layer.Fetch(t.Context(), i, i+1, func(int64, []byte) error { n++; return nil }); err != nil {
+		if err := l.Fetch(t.Context(), i, i+1, func(int64, []byte) error { n++; return nil }); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -85,7 +85,7 @@ func TestRoundTrip(t *testing.T) {
 func TestGolden(t *testing.T) {
 	golden, want := "testdata/layer.index", "testdata/layer.json"
 	if *update {
-		h, path := createIndex(t, layertest.Gzip(t, layertest.Tar(t, 5, 9)), fetcher.BuildOptions{Spacing: 64 << 10, SpanSize: 64 << 10})
+		h, path := createIndex(t, layertest.Gzip(t, layertest.Tar(t, 5, 9)), spans.BuildOptions{Spacing: 64 << 10, SpanSize: 64 << 10})
 		b, _ := os.ReadFile(path)
 		j, _ := json.MarshalIndent(h.Map, "", " ")
 		for name, data := range map[string][]byte{golden: b, want: j} {
@@ -113,7 +113,7 @@ func TestCreateChecksTheLayer(t *testing.T) {
 	packed := layertest.Gzip(t, layertest.Tar(t, 5, 1))
 	for _, want := range []Expect{{Layer: digest.FromString("x")}, {DiffID: digest.FromString("x")}} {
 		path := filepath.Join(t.TempDir(), "index")
-		_, _, err := Create(t.Context(), bytes.NewReader(packed), path, fetcher.BuildOptions{}, want)
+		_, _, err := Create(t.Context(), bytes.NewReader(packed), path, spans.BuildOptions{}, want)
 		if err == nil || !strings.Contains(err.Error(), "expected") && !strings.Contains(err.Error(), "configuration says") {
 			t.Error(err)
 		}
@@ -124,7 +124,7 @@ func TestCreateChecksTheLayer(t *testing.T) {
 }
 
 func TestDecodeRefuses(t *testing.T) {
-	_, path := createIndex(t, layertest.Gzip(t, layertest.Tar(t, 20, 1)), fetcher.BuildOptions{})
+	_, path := createIndex(t, layertest.Gzip(t, layertest.Tar(t, 20, 1)), spans.BuildOptions{})
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -147,28 +147,28 @@ func TestStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	packed := layertest.Gzip(t, layertest.Tar(t, 5, 1))
-	layer, other := digest.FromBytes(packed), digest.FromString("other")
-	if _, err := s.Head(layer); !errors.Is(err, ErrNone) {
+	d, other := digest.FromBytes(packed), digest.FromString("other")
+	if _, err := s.Head(d); !errors.Is(err, ErrNone) {
 		t.Fatal(err)
 	}
-	_, path := createIndex(t, packed, fetcher.BuildOptions{})
+	_, path := createIndex(t, packed, spans.BuildOptions{})
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Put(other, b, Source{}); !errors.Is(err, ErrFormat) || !strings.Contains(err.Error(), "not of") {
+	if err := s.Put(other, b, Origin{}); !errors.Is(err, ErrFormat) || !strings.Contains(err.Error(), "not of") {
 		t.Fatalf("index of another layer: %v", err)
 	}
-	if err := s.Put(layer, b, Source{Ref: "r"}); err != nil {
+	if err := s.Put(d, b, Origin{Ref: "r"}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Head(layer); err != nil {
+	if _, err := s.Head(d); err != nil {
 		t.Fatal(err)
 	}
-	if from, ok, err := s.Source(layer); !ok || err != nil || from.Ref != "r" {
-		t.Errorf("source %v %v %v", from, ok, err)
+	if from, ok, err := s.Origin(d); !ok || err != nil || from.Ref != "r" {
+		t.Errorf("origin %v %v %v", from, ok, err)
 	}
-	if err := os.Rename(s.Path(layer), s.Path(other)); err != nil {
+	if err := os.Rename(s.Path(d), s.Path(other)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.Head(other); !errors.Is(err, ErrFormat) {
@@ -186,7 +186,7 @@ func TestStore(t *testing.T) {
 
 func TestWindowsFromRemote(t *testing.T) {
 	packed := layertest.Gzip(t, layertest.Tar(t, 100, 1))
-	h, path := createIndex(t, packed, fetcher.BuildOptions{Spacing: 64 << 10})
+	h, path := createIndex(t, packed, spans.BuildOptions{Spacing: 64 << 10})
 	all, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -316,7 +316,7 @@ func TestImageToArtifactAndBack(t *testing.T) {
 		}
 		entries = append(entries, Entry{
 			Layer: layer, HeadSize: h.Size, HeadDigest: digest.FromBytes(b[:h.Size]),
-			Blob: v1.Descriptor{Digest: reg.AddBlob(b), Size: int64(len(b))},
+			Content: v1.Descriptor{Digest: reg.AddBlob(b), Size: int64(len(b))},
 		})
 	}
 	put := func(subject v1.Descriptor, later ...v1.Descriptor) {
@@ -357,14 +357,14 @@ func TestImageToArtifactAndBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := other.Put(found.Entries[1].Layer, head, Source{"r", found.Entries[1]}); err != nil {
+	if err := other.Put(found.Entries[1].Layer, head, Origin{"r", found.Entries[1]}); err != nil {
 		t.Fatal(err)
 	}
-	if err := other.Put(found.Entries[0].Layer, head, Source{}); !errors.Is(err, ErrFormat) {
+	if err := other.Put(found.Entries[0].Layer, head, Origin{}); !errors.Is(err, ErrFormat) {
 		t.Errorf("a head for the wrong layer: %v", err)
 	}
 	promise := found.Entries[0]
-	promise.HeadSize, promise.Blob.Size = maxHead, maxHead
+	promise.HeadSize, promise.Content.Size = maxHead, maxHead
 	if _, err := FetchHead(t.Context(), image.Repo, promise); err == nil {
 		t.Error("a head longer than its blob")
 	}
@@ -377,17 +377,17 @@ func TestImageToArtifactAndBack(t *testing.T) {
 // checkEverySpan fetches each span of a stored layer by itself.
 func checkEverySpan(t *testing.T, store *Store, packed []byte) {
 	t.Helper()
-	layer := digest.FromBytes(packed)
-	h, err := store.Head(layer)
+	d := digest.FromBytes(packed)
+	h, err := store.Head(d)
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := store.File(layer)
+	f, err := store.File(d)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	l := fetcher.Layer{Map: h.Map, Remote: &layertest.Remote{Data: packed}, Windows: NewWindows(h, f, nil)}
+	l := spans.Layer{Map: h.Map, Remote: &layertest.Remote{Data: packed}, Windows: NewWindows(h, f, nil)}
 	for i := range h.Map.Spans() {
 		if err := l.Fetch(t.Context(), i, i+1, func(int64, []byte) error { return nil }); err != nil {
 			t.Fatal(err)
@@ -403,22 +403,22 @@ func TestThin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	layer := digest.FromBytes(packed)
-	dense, _, err := Create(t.Context(), bytes.NewReader(packed), store.Path(layer), denser(fetcher.BuildOptions{}), Expect{})
+	d := digest.FromBytes(packed)
+	dense, _, err := Create(t.Context(), bytes.NewReader(packed), store.Path(d), denser(spans.BuildOptions{}), Expect{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	n := dense.Map.Spans()
 	runs := []Run{{n / 5, n/5 + 1}, {n / 2, n/2 + 3}, {n - 2, n}}
-	f, head, err := store.open(layer, store.Path(layer))
+	f, head, err := store.open(d, store.Path(d))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if err := thin(&made{head: head, file: f}, nil, store.Path(layer), runs, fetcher.DefaultSpacing); err != nil {
+	if err := thin(&made{head: head, file: f}, nil, store.Path(d), runs, spans.DefaultSpacing); err != nil {
 		t.Fatal(err)
 	}
-	h, err := store.Head(layer)
+	h, err := store.Head(d)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -438,7 +438,7 @@ func TestThin(t *testing.T) {
 }
 
 func FuzzDecodeHead(f *testing.F) {
-	_, path := createIndex(f, layertest.Gzip(f, layertest.Tar(f, 3, 1)), fetcher.BuildOptions{Spacing: 64 << 10})
+	_, path := createIndex(f, layertest.Gzip(f, layertest.Tar(f, 3, 1)), spans.BuildOptions{Spacing: 64 << 10})
 	b, err := os.ReadFile(path)
 	if err != nil {
 		f.Fatal(err)
@@ -459,7 +459,7 @@ func FuzzDecodeHead(f *testing.F) {
 
 // FuzzMap gets behind zstd: decode, encode, decode is a fixed point.
 func FuzzMap(f *testing.F) {
-	h, _ := createIndex(f, layertest.Gzip(f, layertest.Tar(f, 3, 1)), fetcher.BuildOptions{Spacing: 64 << 10})
+	h, _ := createIndex(f, layertest.Gzip(f, layertest.Tar(f, 3, 1)), spans.BuildOptions{Spacing: 64 << 10})
 	f.Add(encodeMap(h))
 	f.Add(repeated(mapBytes(1<<40, 1<<40, 1<<40, 4096, 4096), 20, 0, 0, 1))
 	f.Add(repeated(repeated(mapBytes(1<<40, 1<<40, 1<<40, 4096, 4096), 0), 20, 1, 1))
@@ -501,7 +501,7 @@ func TestLayerFromLiars(t *testing.T) {
 		t.Fatal(err)
 	}
 	packed := layertest.Gzip(t, layertest.Tar(t, 100, 1))
-	h, path := createIndex(t, packed, fetcher.BuildOptions{Spacing: 64 << 10})
+	h, path := createIndex(t, packed, spans.BuildOptions{Spacing: 64 << 10})
 	all, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -515,7 +515,7 @@ func TestLayerFromLiars(t *testing.T) {
 		flip[i] = registrytest.Flip
 	}
 	mirror.Fail(flip...)
-	entry := Entry{Layer: layer, Blob: blob, HeadSize: h.Size, HeadDigest: digest.FromBytes(all[:h.Size])}
+	entry := Entry{Layer: layer, Content: blob, HeadSize: h.Size, HeadDigest: digest.FromBytes(all[:h.Size])}
 	repo, _, err := client.Repository(origin.Ref("1"))
 	if err != nil {
 		t.Fatal(err)
@@ -528,7 +528,7 @@ func TestLayerFromLiars(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := store.Put(layer, head, Source{origin.Ref("1"), entry}); err != nil {
+	if err := store.Put(layer, head, Origin{origin.Ref("1"), entry}); err != nil {
 		t.Fatal(err)
 	}
 	l, err := store.Open(client, origin.Ref("1"), h)

@@ -5,13 +5,13 @@ import (
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/lacuna-snapshotter/lacuna/fetcher"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
 // Layer is a layer of a store, open for reading.
 type Layer struct {
-	fetcher.Layer
+	spans.Layer
 	file *os.File
 }
 
@@ -20,12 +20,12 @@ type Layer struct {
 // that has the layer, and windows that the store lacks from where the index was
 // found.
 func (s *Store) Open(client *registry.Client, ref string, head *Head) (*Layer, error) {
-	layer := head.Map.Layer
+	d := head.Map.Layer
 	repo, _, err := client.Repository(ref)
 	if err != nil {
 		return nil, err
 	}
-	from, found, err := s.Source(layer)
+	from, found, err := s.Origin(d)
 	if err != nil {
 		return nil, err
 	}
@@ -35,17 +35,17 @@ func (s *Store) Open(client *registry.Client, ref string, head *Head) (*Layer, e
 		if err != nil {
 			return nil, err
 		}
-		remote = indexRepo.Blob(from.Entry.Blob).Patient().ReadVerified
+		remote = indexRepo.Content(from.Entry.Content).Patient().ReadVerified
 	}
-	file, err := s.File(layer)
+	file, err := s.File(d)
 	if err != nil {
 		return nil, err
 	}
 	head.Bootstrap = nil // large, and of no use to readers of data
 	return &Layer{
-		Layer: fetcher.Layer{
+		Layer: spans.Layer{
 			Map:     head.Map,
-			Remote:  repo.Blob(v1.Descriptor{Digest: layer, Size: head.Map.PackedSize}).Patient(),
+			Remote:  repo.Content(v1.Descriptor{Digest: d, Size: head.Map.PackedSize}).Patient(),
 			Windows: NewWindows(head, file, remote),
 		},
 		file: file,

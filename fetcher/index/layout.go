@@ -17,12 +17,12 @@ import (
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/lacuna-snapshotter/lacuna/fetcher"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
 // Layout is an image of an OCI layout: a directory, or a tar of one as buildx,
 // nerdctl save and ctr images export write it. Its layers are as the registry has
-// them. Blobs are not verified here.
+// them. What is read is not verified here.
 type Layout struct {
 	dir   string                       // empty for a tar
 	tar   *os.File                     // with files in it:
@@ -119,7 +119,7 @@ func (l *Layout) choose(ref string) (v1.Descriptor, error) {
 	return v1.Descriptor{}, fmt.Errorf("image %s is not in the layout, which has %q", ref, names)
 }
 
-// Manifest implements Content. The image's own is found under whatever tag.
+// Manifest implements Images. The image's own is found under whatever tag.
 func (l *Layout) Manifest(_ context.Context, object string) (v1.Descriptor, []byte, error) {
 	want, err := digest.Parse(object)
 	if err != nil {
@@ -128,7 +128,7 @@ func (l *Layout) Manifest(_ context.Context, object string) (v1.Descriptor, []by
 	if err := want.Validate(); err != nil {
 		return v1.Descriptor{}, nil, fmt.Errorf("manifest %q: %w", want, err)
 	}
-	b, err := l.small(blobPath(want))
+	b, err := l.small(contentPath(want))
 	if err != nil {
 		return v1.Descriptor{}, nil, fmt.Errorf("manifest %s: %w", want, err)
 	}
@@ -142,10 +142,10 @@ func (l *Layout) Manifest(_ context.Context, object string) (v1.Descriptor, []by
 	return v1.Descriptor{MediaType: m.MediaType, Digest: want, Size: int64(len(b))}, b, nil
 }
 
-// Blob implements Content.
-func (l *Layout) Blob(desc v1.Descriptor) fetcher.Remote { return layoutBlob{l, desc} }
+// Content implements Images.
+func (l *Layout) Content(desc v1.Descriptor) spans.Remote { return layoutContent{l, desc} }
 
-// Close frees the layout; its blobs must be closed.
+// Close frees the layout, after what was opened in it was closed.
 func (l *Layout) Close() error {
 	if l.tar == nil {
 		return nil
@@ -153,7 +153,9 @@ func (l *Layout) Close() error {
 	return l.tar.Close()
 }
 
-func blobPath(d digest.Digest) string { return path.Join("blobs", d.Algorithm().String(), d.Encoded()) }
+func contentPath(d digest.Digest) string {
+	return path.Join("blobs", d.Algorithm().String(), d.Encoded())
+}
 
 // open opens a file of the layout.
 func (l *Layout) open(name string) (*io.SectionReader, io.Closer, error) {
@@ -188,22 +190,22 @@ func (l *Layout) small(name string) ([]byte, error) {
 	return io.ReadAll(r)
 }
 
-// layoutBlob is a blob of a layout.
-type layoutBlob struct {
+// layoutContent is what a descriptor names in a layout.
+type layoutContent struct {
 	layout *Layout
 	desc   v1.Descriptor
 }
 
-// Open implements fetcher.Remote.
-func (b layoutBlob) Open(_ context.Context, off, n int64) io.ReadCloser {
+// Open implements spans.Remote.
+func (b layoutContent) Open(_ context.Context, off, n int64) io.ReadCloser {
 	err := b.desc.Digest.Validate()
 	var r *io.SectionReader
 	var c io.Closer
 	if err == nil {
-		r, c, err = b.layout.open(blobPath(b.desc.Digest))
+		r, c, err = b.layout.open(contentPath(b.desc.Digest))
 	}
 	if err == nil && r.Size() != b.desc.Size {
-		err = errors.Join(fmt.Errorf("blob %s has %d bytes, its descriptor says %d", b.desc.Digest, r.Size(), b.desc.Size), c.Close())
+		err = errors.Join(fmt.Errorf("content %s has %d bytes, its descriptor says %d", b.desc.Digest, r.Size(), b.desc.Size), c.Close())
 	}
 	if err != nil {
 		return failed{err}

@@ -12,20 +12,20 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/lacuna-snapshotter/lacuna/fetcher"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
 // CreateOptions say how an image's indexes are made.
 type CreateOptions struct {
-	Build fetcher.BuildOptions
-	// Force makes indexes anew that are there already.
+	Build spans.BuildOptions
+	// Force replaces indexes that are there already.
 	Force bool
 	// Watch, if not nil, may watch the bytes of a layer go by.
 	Watch func(ImageLayer, io.Reader) io.Reader
 }
 
-// Outcome is what became of one layer: it has an index, or Err says why not.
+// Outcome is the result for one layer: it has an index, or Err says why not.
 type Outcome struct {
 	Layer ImageLayer
 	Err   error
@@ -47,8 +47,8 @@ type made struct {
 }
 
 // CreateImage makes the indexes of an image's layers in the store, those that
-// are not there yet, and the image's prediction. It tells what became of each
-// layer, base first; a layer that cannot be indexed leaves the others be.
+// are not there yet, and the image's prediction. It returns the result for each
+// layer, base first; a layer that cannot be indexed does not stop the others.
 //
 // It fails with ErrNothing where no layer has an index in the end. Where it fails
 // because ctx ends or the registry does not answer, the layers that are finished are
@@ -66,7 +66,7 @@ func CreateImage(ctx context.Context, image *Image, store *Store, o CreateOption
 	if len(m.indexes) == 0 {
 		return m.outcomes, fmt.Errorf("image %s: %w", image.Manifest.Digest, nothing(m.outcomes))
 	}
-	p, err := foretell(ctx, image, m.indexes)
+	p, err := predictStart(ctx, image, m.indexes)
 	if err != nil {
 		return m.outcomes, fmt.Errorf("prediction of image %s: %w", image.Manifest.Digest, err)
 	}
@@ -146,7 +146,7 @@ func (m *maker) layer(ctx context.Context, l ImageLayer) (*made, error) {
 			return &made{l, h, f, false}, nil
 		}
 	}
-	// Those of other options are of no use any more.
+	// Dense indexes made with other options are not needed any more.
 	if err := m.store.removeDense(l.Digest); err != nil {
 		return nil, err
 	}
@@ -162,7 +162,7 @@ func (m *maker) layer(ctx context.Context, l ImageLayer) (*made, error) {
 
 // create makes a layer's dense index.
 func (m *maker) create(ctx context.Context, l ImageLayer, path string) error {
-	body := m.image.From.Blob(l.Descriptor).Open(ctx, 0, l.Size)
+	body := m.image.From.Content(l.Descriptor).Open(ctx, 0, l.Size)
 	defer body.Close()
 	var r io.Reader = body
 	if m.o.Watch != nil {
@@ -171,7 +171,7 @@ func (m *maker) create(ctx context.Context, l ImageLayer, path string) error {
 	opts := denser(m.o.Build)
 	opts.Tar.Implied = m.below.apply
 	m.below.unknown = ""
-	_, _, err := create(ctx, r, path, opts, func(got *fetcher.Map) error {
+	_, _, err := create(ctx, r, path, opts, func(got *spans.Map) error {
 		if d := m.below.unknown; d != "" {
 			return fmt.Errorf("it implies directory %s, whose attributes are in a layer below that has no index", d)
 		}
@@ -185,7 +185,7 @@ func (m *maker) create(ctx context.Context, l ImageLayer, path string) error {
 func (m *maker) finish() error {
 	spacing := m.o.Build.Spacing
 	if spacing == 0 {
-		spacing = fetcher.DefaultSpacing
+		spacing = spans.DefaultSpacing
 	}
 	for _, ix := range m.indexes {
 		if !ix.dense {
@@ -204,7 +204,7 @@ func (m *maker) finish() error {
 		if err := thin(ix, have, m.store.Path(layer), runs, spacing); err != nil {
 			return fmt.Errorf("index of layer %s: %w", layer, err)
 		}
-		if err := os.Remove(m.store.sourcePath(layer)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := os.Remove(m.store.originPath(layer)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}
@@ -212,7 +212,7 @@ func (m *maker) finish() error {
 }
 
 // densePath is where a layer's dense index is kept, which was made with options.
-func (s *Store) densePath(layer digest.Digest, o fetcher.BuildOptions) string {
+func (s *Store) densePath(layer digest.Digest, o spans.BuildOptions) string {
 	return fmt.Sprintf("%s%d-%d-%d", s.densePrefix(layer), o.SpanSize, o.Spacing, o.Grain)
 }
 

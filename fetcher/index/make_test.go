@@ -18,10 +18,10 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
-	"github.com/lacuna-snapshotter/lacuna/fetcher"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry/registrytest"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
 // testLayer is a layer as it is in a registry, with the diff ID that an image says.
@@ -290,23 +290,23 @@ func TestSecondImageOnOneBase(t *testing.T) {
 	if _, err := CreateImage(t.Context(), resolve(t, reg.Ref("one")), store, CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	layer := digest.FromBytes(base.packed)
-	f, dense, err := store.openWhole(layer, store.densePath(layer, fetcher.BuildOptions{}))
+	d := digest.FromBytes(base.packed)
+	f, dense, err := store.openWhole(d, store.densePath(d, spans.BuildOptions{}))
 	if err != nil {
 		t.Fatal(err)
 	}
 	f.Close()
-	// What the start of a third image reads, foretold on this machine before.
+	// What the start of a third image reads, predicted on this machine before.
 	n := dense.Map.Spans()
 	starts := [][3]int64{{0, n / 5, 1}, {0, n / 2, 3}, {0, n - 2, 2}}
-	if err := store.PutPrediction(digest.FromString("third"), &Prediction{Layers: []digest.Digest{layer}, Spans: starts}); err != nil {
+	if err := store.PutPrediction(digest.FromString("third"), &Prediction{Layers: []digest.Digest{d}, Spans: starts}); err != nil {
 		t.Fatal(err)
 	}
 	for _, force := range []bool{false, true} {
 		if _, err := CreateImage(t.Context(), resolve(t, reg.Ref("two")), store, CreateOptions{Force: force}); err != nil {
 			t.Fatal(err)
 		}
-		h, err := store.Head(layer)
+		h, err := store.Head(d)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -322,7 +322,7 @@ func TestSecondImageOnOneBase(t *testing.T) {
 	checkEverySpan(t, store, base.packed)
 }
 
-// TestForce makes indexes anew; without it they are left as they are.
+// TestForce replaces indexes; without it they are left as they are.
 func TestForce(t *testing.T) {
 	reg := registrytest.New(t)
 	testImage(t, reg)
@@ -337,7 +337,7 @@ func TestForce(t *testing.T) {
 		}
 		after, err := os.Stat(store.Path(image.Layers[0].Digest))
 		if err != nil || i == 1 && !os.SameFile(before, after) {
-			t.Errorf("run %d wrote the index anew, %v", i, err)
+			t.Errorf("run %d wrote the index again, %v", i, err)
 		}
 	}
 }
@@ -361,10 +361,10 @@ func TestIndexFromRegistryIsMadeAnew(t *testing.T) {
 		t.Fatal(err)
 	}
 	found := testStore(t)
-	if err := found.Put(layer, b[:h.Size], Source{Ref: "r"}); err != nil {
+	if err := found.Put(layer, b[:h.Size], Origin{Ref: "r"}); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Truncate(found.Path(layer), h.BlobSize()); err != nil {
+	if err := os.Truncate(found.Path(layer), h.IndexSize()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Push(t.Context(), testClient(t), image, found, nil); !errors.Is(err, ErrNothing) {
@@ -374,8 +374,8 @@ func TestIndexFromRegistryIsMadeAnew(t *testing.T) {
 	if _, err := CreateImage(t.Context(), image, found, watchCount(&n)); err != nil || n != 2 {
 		t.Errorf("%d layers were read, %v", n, err)
 	}
-	if _, ok, err := found.Source(layer); ok || err != nil {
-		t.Errorf("it still has a source, %v", err)
+	if _, ok, err := found.Origin(layer); ok || err != nil {
+		t.Errorf("it still has an origin, %v", err)
 	}
 }
 

@@ -26,8 +26,9 @@ func headMemory(size int64) int64 { return headBase + headGrowth*size }
 
 var decoding = semaphore.NewWeighted(decodeMemory)
 
-// takeMemory waits until n bytes may be used and returns what gives them back. Whoever
-// wants more than there is gets it alone. Decoding waits for nothing else, so it ends.
+// takeMemory waits until n bytes may be used and returns what gives them back. A call
+// that wants more than there is waits until it has all of it. Decoding waits for nothing
+// else, so it ends.
 func takeMemory(n int64) (release func()) {
 	n = min(n, decodeMemory)
 	_ = decoding.Acquire(context.Background(), n) // a background context does not end

@@ -14,8 +14,8 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
-	"github.com/lacuna-snapshotter/lacuna/fetcher"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
 // mapBytes encodes a map's beginning up to its tables.
@@ -68,7 +68,7 @@ func hostileHeads(t testing.TB, many int) map[string][]byte {
 	return map[string][]byte{
 		"bootstrap":           head(make([]byte, 16*many), nil),
 		"bootstrap and noise": head(append(make([]byte, 12*many), noise...), nil),
-		"extents":             head(nil, repeated(start(), many, 0, 0, 1)),
+		"sections":            head(nil, repeated(start(), many, 0, 0, 1)),
 		"checkpoints":         head(nil, repeated(repeated(start(), 0), many, 1, 1)),
 		"stops":               head(nil, repeated(repeated(repeated(start(), 0), 0), many, 1)),
 		"groups":              head(nil, repeated(repeated(repeated(repeated(start(), 0), 1, 1, 1), 0), many/16, make([]byte, 34)...)),
@@ -105,7 +105,7 @@ func TestHeadsShareMemory(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer enc.Close()
-	h, _ := createIndex(t, layertest.Gzip(t, layertest.Tar(t, 3, 1)), fetcher.BuildOptions{})
+	h, _ := createIndex(t, layertest.Gzip(t, layertest.Tar(t, 3, 1)), spans.BuildOptions{})
 	b := encodeHead(h, enc)
 	synctest.Test(t, func(t *testing.T) {
 		release := takeMemory(2 * decodeMemory) // more than there is: all of it

@@ -14,8 +14,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/lacuna-snapshotter/lacuna/fetcher"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/predict"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
 // PredictionType is the media type of an artifact's configuration: JSON of a
@@ -65,17 +65,17 @@ func decodePrediction(b []byte) (*Prediction, error) {
 	return p, nil
 }
 
-// foretell makes the prediction of an image of which some layers are indexed. It
+// predictStart makes the prediction of an image of which some layers are indexed. It
 // reads files of the image through the indexes.
-func foretell(ctx context.Context, image *Image, indexes []*made) (*Prediction, error) {
+func predictStart(ctx context.Context, image *Image, indexes []*made) (*Prediction, error) {
 	p := &Prediction{Layers: []digest.Digest{}}
 	var bootstraps [][]byte
 	var layers []*spanReader
 	for _, ix := range indexes {
 		p.Layers = append(p.Layers, ix.layer.Digest)
 		bootstraps = append(bootstraps, ix.head.Bootstrap)
-		layers = append(layers, &spanReader{ctx: ctx, cache: map[int64][]byte{}, layer: fetcher.Layer{
-			Map: ix.head.Map, Remote: image.From.Blob(ix.layer.Descriptor), Windows: NewWindows(ix.head, ix.file, nil),
+		layers = append(layers, &spanReader{ctx: ctx, cache: map[int64][]byte{}, layer: spans.Layer{
+			Map: ix.head.Map, Remote: image.From.Content(ix.layer.Descriptor), Windows: NewWindows(ix.head, ix.file, nil),
 		}})
 	}
 	tree, err := predict.NewTree(bootstraps)
@@ -87,7 +87,7 @@ func foretell(ctx context.Context, image *Image, indexes []*made) (*Prediction, 
 	for _, r := range predict.Start(tree, open, image.Command, predict.DefaultLimit) {
 		order.add(r, layers[r.File.Layer].layer.Map.SpanSize)
 	}
-	maps := make([]*fetcher.Map, len(layers))
+	maps := make([]*spans.Map, len(layers))
 	for i, l := range layers {
 		maps[i] = l.layer.Map
 	}
@@ -146,7 +146,7 @@ const (
 // runs joins spans into runs where one request for both costs no more bytes than
 // two, since each passes what lies between its checkpoint and its first span.
 // They are ordered by the first use of any of their spans.
-func (o *order) runs(maps []*fetcher.Map) [][3]int64 {
+func (o *order) runs(maps []*spans.Map) [][3]int64 {
 	type run struct {
 		layer, first, last int64
 		rank               int
@@ -214,8 +214,8 @@ func (r *fileReader) ReadAt(p []byte, off int64) (n int, err error) {
 
 // spanReader reads a layer's blob and keeps what it has fetched, up to a bound.
 type spanReader struct {
-	ctx   context.Context // of foretell's call
-	layer fetcher.Layer
+	ctx   context.Context // of predictStart's call
+	layer spans.Layer
 	cache map[int64][]byte
 }
 
@@ -231,7 +231,7 @@ func (r *spanReader) read(p []byte, at int64) error {
 				clear(r.cache)
 			}
 			last := min((at+int64(len(p))-1)/size+1, span+32)
-			first, last := r.layer.Grow(span, last, true)
+			first, last := r.layer.Widen(span, last, true)
 			err := r.layer.Fetch(r.ctx, first, last, func(i int64, b []byte) error {
 				r.cache[i] = append([]byte(nil), b...)
 				return nil

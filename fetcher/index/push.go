@@ -117,12 +117,12 @@ func pushLayer(ctx context.Context, pusher remotes.Pusher, ix *made, progress fu
 	}
 	e := Entry{
 		Layer: ix.layer.Digest, HeadSize: h.Size, HeadDigest: head.Digest(),
-		Blob: v1.Descriptor{MediaType: LayerType, Digest: all.Digest(), Size: h.BlobSize()},
+		Content: v1.Descriptor{MediaType: LayerType, Digest: all.Digest(), Size: h.IndexSize()},
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return Entry{}, err
 	}
-	return e, push(ctx, pusher, e.Blob, f, progress)
+	return e, push(ctx, pusher, e.Content, f, progress)
 }
 
 // verify reads an index's windows: what a disk has lost is not pushed.

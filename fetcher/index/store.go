@@ -9,10 +9,12 @@ import (
 	"strings"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/lacuna-snapshotter/lacuna/internal/durable"
 )
 
 // Store is a directory of layer indexes, by layer digest: those made on this
-// node, and the heads of those found in registries. A file without a source
+// node, and the heads of those found in registries. A file without an origin
 // beside it is complete.
 type Store struct{ dir string }
 
@@ -79,18 +81,18 @@ func readHead(f *os.File, layer digest.Digest) (*Head, error) {
 }
 
 // openWhole opens a layer's index that was made here, with all its windows: one
-// from a registry has holes as long as it has a source.
+// from a registry has holes as long as it has an origin.
 func (s *Store) openWhole(layer digest.Digest, path string) (*os.File, *Head, error) {
 	f, h, err := s.open(layer, path)
 	if err != nil {
 		return nil, nil, err
 	}
 	info, err := f.Stat()
-	if err == nil && info.Size() != h.BlobSize() {
-		err = fmt.Errorf("%w %s: %d bytes, complete it has %d", ErrFormat, path, info.Size(), h.BlobSize())
+	if err == nil && info.Size() != h.IndexSize() {
+		err = fmt.Errorf("%w %s: %d bytes, complete it has %d", ErrFormat, path, info.Size(), h.IndexSize())
 	}
-	if _, found, sourceErr := s.Source(layer); path == s.Path(layer) && (found || sourceErr != nil) {
-		err = errors.Join(err, sourceErr, fmt.Errorf("%w made here for layer %s: what the store has came from a registry", ErrNone, layer))
+	if _, found, originErr := s.Origin(layer); path == s.Path(layer) && (found || originErr != nil) {
+		err = errors.Join(err, originErr, fmt.Errorf("%w made here for layer %s: what the store has came from a registry", ErrNone, layer))
 	}
 	if err != nil {
 		f.Close()
@@ -111,15 +113,15 @@ func decodeFor(b []byte, layer digest.Digest) (*Head, error) {
 	return h, nil
 }
 
-// Source is where the rest of an index is to be had.
-type Source struct {
+// Origin is where the rest of an index can be fetched.
+type Origin struct {
 	Ref   string // an image reference in the repository
 	Entry Entry
 }
 
-// Put stores the head of an index found elsewhere. The windows come later, from
-// its source.
-func (s *Store) Put(layer digest.Digest, head []byte, from Source) error {
+// Put stores the head of an index found elsewhere. The windows are fetched later, from
+// its origin.
+func (s *Store) Put(layer digest.Digest, head []byte, from Origin) error {
 	if _, err := decodeFor(head, layer); err != nil {
 		return err
 	}
@@ -127,18 +129,18 @@ func (s *Store) Put(layer digest.Digest, head []byte, from Source) error {
 	if err != nil {
 		return err
 	}
-	if err := replace(s.sourcePath(layer), b); err != nil {
+	if err := replace(s.originPath(layer), b); err != nil {
 		return err
 	}
 	return replace(s.Path(layer), head)
 }
 
-func (s *Store) sourcePath(layer digest.Digest) string { return s.Path(layer) + ".source" }
+func (s *Store) originPath(layer digest.Digest) string { return s.Path(layer) + ".source" }
 
-// Source tells where a layer's index came from. ok is false for one that was
+// Origin tells where a layer's index came from. ok is false for one that was
 // made here.
-func (s *Store) Source(layer digest.Digest) (from Source, ok bool, err error) {
-	b, err := os.ReadFile(s.sourcePath(layer))
+func (s *Store) Origin(layer digest.Digest) (from Origin, ok bool, err error) {
+	b, err := os.ReadFile(s.originPath(layer))
 	if errors.Is(err, os.ErrNotExist) {
 		return from, false, nil
 	}
@@ -149,7 +151,7 @@ func (s *Store) Source(layer digest.Digest) (from Source, ok bool, err error) {
 }
 
 // BlobName names a layer's blob as one bootstrap lays it out: the same name, the
-// same bytes. Whoever remembers them by it, as kernels do, is never wrong. It is 80
+// same bytes. A kernel that caches them under this name is never wrong. It is 80
 // hexadecimal digits.
 func BlobName(layer, bootstrap digest.Digest) string {
 	const digits = 16 // of the bootstrap's digest
@@ -164,7 +166,7 @@ func (s *Store) Share(layer digest.Digest, with *Store) error {
 		if err := with.Remove(layer); err != nil {
 			return err
 		}
-		err := os.Link(s.sourcePath(layer), with.sourcePath(layer))
+		err := os.Link(s.originPath(layer), with.originPath(layer))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
@@ -175,11 +177,31 @@ func (s *Store) Share(layer digest.Digest, with *Store) error {
 		if err != nil {
 			return err
 		}
-		// Source and index must belong together: they were not replaced meanwhile.
-		if sameFile(s.sourcePath(layer), with.sourcePath(layer)) && sameFile(s.Path(layer), with.Path(layer)) {
+		// Origin and index must belong together: they were not replaced meanwhile.
+		if sameFile(s.originPath(layer), with.originPath(layer)) && sameFile(s.Path(layer), with.Path(layer)) {
 			return nil
 		}
 	}
+}
+
+// Take moves a layer's index here from another store on the same file system, in
+// place of the one that is here. A process that dies meanwhile leaves the old index,
+// perhaps with the origin of the new one: its windows are verified, so that is found
+// out.
+func (s *Store) Take(layer digest.Digest, from *Store) error {
+	err := os.Rename(from.originPath(layer), s.originPath(layer))
+	if errors.Is(err, os.ErrNotExist) { // it is complete
+		if err = os.Remove(s.originPath(layer)); errors.Is(err, os.ErrNotExist) {
+			err = nil
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(from.Path(layer), s.Path(layer)); err != nil {
+		return err
+	}
+	return durable.SyncDir(s.dir)
 }
 
 // sameFile reports whether two names lead to the same file, or both to none.
@@ -199,7 +221,7 @@ func (s *Store) File(layer digest.Digest) (*os.File, error) {
 
 // Remove drops a layer's index, if there is one.
 func (s *Store) Remove(layer digest.Digest) error {
-	for _, path := range []string{s.Path(layer), s.sourcePath(layer)} {
+	for _, path := range []string{s.Path(layer), s.originPath(layer)} {
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}

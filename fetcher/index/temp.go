@@ -8,10 +8,12 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/internal/durable"
 )
 
-// Names of files in the making begin with this, followed by ".". Whoever makes one
-// has it locked, so that what dead processes left can be told from it.
+// Names of files that are being written begin with this. The process that writes one has
+// it locked, so that clean can tell it from what dead processes left.
 const temporary = ".making-"
 
 // newTemp makes a locked temporary file. Closing it frees the lock.
@@ -32,7 +34,7 @@ func newTemp(dir string) (*os.File, error) {
 		case err != nil && !errors.Is(err, unix.EWOULDBLOCK):
 			return nil, errors.Join(err, f.Close(), os.Remove(f.Name()))
 		}
-		f.Close() // a cleaner was quicker than the lock, and removes it
+		f.Close() // clean had it locked first, and removes it
 	}
 }
 
@@ -72,7 +74,7 @@ func writeFile(path string, head []byte, rest io.Reader) (err error) {
 	if err != nil {
 		return err
 	}
-	defer f.Close() // last: while it is locked nobody takes it for a dead process's
+	defer f.Close() // last: while it is locked, clean does not take it for a dead process's
 	defer func() {
 		if err != nil {
 			os.Remove(f.Name())
@@ -90,15 +92,5 @@ func writeFile(path string, head []byte, rest io.Reader) (err error) {
 	if err := os.Rename(f.Name(), path); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(path))
-}
-
-// syncDir makes the names in a directory durable.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return durable.SyncDir(filepath.Dir(path))
 }

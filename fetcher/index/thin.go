@@ -7,8 +7,8 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
-	"github.com/lacuna-snapshotter/lacuna/fetcher"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/inflate"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
 // An image's layers are first indexed with checkpoints denser by this factor.
@@ -18,9 +18,9 @@ import (
 const density = 4
 
 // denser are the options for a layer that will be thinned.
-func denser(opts fetcher.BuildOptions) fetcher.BuildOptions {
+func denser(opts spans.BuildOptions) spans.BuildOptions {
 	if opts.Spacing == 0 {
-		opts.Spacing = fetcher.DefaultSpacing
+		opts.Spacing = spans.DefaultSpacing
 	}
 	opts.Spacing = max(inflate.MinSpacing, opts.Spacing/density)
 	return opts
@@ -84,14 +84,14 @@ func (h *Head) has(dense *Head, kept []int, wanted map[int]bool) bool {
 
 // keep chooses checkpoints, in order, and tells which of them the runs start
 // from.
-func keep(m *fetcher.Map, runs []Run, spacing int64) (kept []int, wanted map[int]bool) {
+func keep(m *spans.Map, runs []Run, spacing int64) (kept []int, wanted map[int]bool) {
 	wanted = map[int]bool{}
 	for _, r := range runs {
 		if ck, ok := m.CheckpointOf(r.First); ok {
 			wanted[ck] = true
 		}
 	}
-	var last fetcher.StreamOffset
+	var last spans.StreamOffset
 	for i, c := range m.Checkpoints {
 		far := i+1 < len(m.Checkpoints) && int64(m.Checkpoints[i+1].Stream-last) > spacing*3/2
 		if i == 0 || wanted[i] || far || !c.Window {

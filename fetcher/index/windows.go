@@ -2,14 +2,21 @@ package index
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
+
+	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
 )
 
-// ReadRange fills p from a remote blob at off with bytes that verify accepts, or
+// ReadRange fills p from the place of an index at off with bytes that verify accepts, or
 // fails. It may call verify for several tries, in other places.
 type ReadRange func(ctx context.Context, p []byte, off int64, verify func(p []byte) error) error
+
+// ErrWindows is matched where windows are damaged or missing in the file, and in the
+// place that the index came from. Another index of the layer may have them.
+var ErrWindows = errors.New("windows of the index are damaged or missing")
 
 // Windows serves the windows of one layer from a local copy of its index. What
 // the copy lacks is read from remote and kept: a group is known to be there by
@@ -20,11 +27,12 @@ type Windows struct {
 	remote ReadRange // nil where the file is all there is
 
 	mu      sync.Mutex
-	flights map[int]*flight // by the group's first checkpoint
-	last    *flight         // kept for the neighbours
+	loading map[int]*loading // by the group's first checkpoint
+	last    *loading         // kept for the neighbours
 }
 
-type flight struct {
+// loading is a group on its way, and the calls that wait for it.
+type loading struct {
 	done    chan struct{}
 	first   int
 	windows [][]byte
@@ -33,10 +41,10 @@ type flight struct {
 
 // NewWindows serves from file, which it does not close.
 func NewWindows(h *Head, file *os.File, remote ReadRange) *Windows {
-	return &Windows{head: h, file: file, remote: remote, flights: map[int]*flight{}}
+	return &Windows{head: h, file: file, remote: remote, loading: map[int]*loading{}}
 }
 
-// Window implements fetcher.Windows. A group is fetched once however many ask.
+// Window implements spans.Windows. A group is fetched once however many ask.
 func (w *Windows) Window(ctx context.Context, checkpoint int) ([]byte, error) {
 	g, err := w.head.group(checkpoint)
 	if err != nil {
@@ -63,23 +71,23 @@ func (w *Windows) Window(ctx context.Context, checkpoint int) ([]byte, error) {
 	}
 }
 
-func (w *Windows) join(g Group) (f *flight, mine bool) {
+func (w *Windows) join(g Group) (f *loading, mine bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.last != nil && w.last.first == g.First {
 		return w.last, false
 	}
-	if f := w.flights[g.First]; f != nil {
+	if f := w.loading[g.First]; f != nil {
 		return f, false
 	}
-	f = &flight{done: make(chan struct{}), first: g.First}
-	w.flights[g.First] = f
+	f = &loading{done: make(chan struct{}), first: g.First}
+	w.loading[g.First] = f
 	return f, true
 }
 
-func (w *Windows) leave(f *flight) {
+func (w *Windows) leave(f *loading) {
 	w.mu.Lock()
-	delete(w.flights, f.first)
+	delete(w.loading, f.first)
 	if f.err == nil {
 		w.last = f
 	}
@@ -95,7 +103,7 @@ func (w *Windows) load(ctx context.Context, g Group) ([][]byte, error) {
 		}
 	}
 	if w.remote == nil {
-		return nil, fmt.Errorf("%w: windows at %d are damaged or missing", ErrFormat, g.Off)
+		return nil, fmt.Errorf("%w: %w: those at byte %d of %s", ErrWindows, ErrFormat, g.Off, w.file.Name())
 	}
 	var windows [][]byte
 	err := w.remote(ctx, packed, g.Off, func(packed []byte) (err error) {
@@ -103,7 +111,11 @@ func (w *Windows) load(ctx context.Context, g Group) ([][]byte, error) {
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("windows of checkpoints [%d,%d): %w", g.First, g.First+g.Count, err)
+		err = fmt.Errorf("windows of checkpoints [%d,%d): %w", g.First, g.First+g.Count, err)
+		if registry.NotFound(err) || errors.Is(err, ErrFormat) {
+			err = fmt.Errorf("%w: %w", ErrWindows, err)
+		}
+		return nil, err
 	}
 	_, err = w.file.WriteAt(packed, g.Off)
 	return windows, err

@@ -94,7 +94,7 @@ func (d *decoder) take(n uint) uint {
 
 // run decodes until out[:limit] is produced (a match may pass it), the deflate
 // stream ends, or more input is needed, and returns at block starts too, so
-// that the owner can place a checkpoint.
+// that the owner can place a point.
 func (d *decoder) run(limit int) error {
 	var err error
 	switch d.state {

@@ -5,14 +5,14 @@
 // A gzip layer is one long stream: byte n of the tar needs everything before
 // it. Deflate blocks break that chain. At the start of a block the decoder's
 // whole state is a bit offset into the compressed input and the last 32 KiB of
-// output, the window. A [Checkpoint] is that pair, and [Expander] decodes from
-// one. A [Reader] decodes a whole stream and hands out checkpoints as it goes.
+// output, the window. A [Point] is that pair, which an index keeps as a checkpoint,
+// and an [Expander] decodes from one. A [Reader] decodes a whole stream and hands out points as it goes.
 //
 // Windows are sparse: of the 32 KiB only those bytes are kept that the stream
-// after the checkpoint really refers to, and the others are zeroed. The decode
+// after the point really refers to, and the others are zeroed. The decode
 // is the same, and the window compresses to about a tenth.
 //
-// Between checkpoints a Reader reports stops: how many compressed bytes are
+// Between points a Reader reports stops: how many compressed bytes are
 // enough to produce the stream up to a given offset. They cost two bytes in an
 // index and let a fetch end early.
 //

@@ -9,12 +9,12 @@ import (
 // Piece is a part of a gzip stream that can be decoded by itself.
 type Piece struct {
 	// Data is compressed data that begins with the byte that holds the
-	// checkpoint's first bit. At least PieceMargin bytes of capacity behind it
+	// point's first bit. At least PieceMargin bytes of capacity behind it
 	// save a copy; they are overwritten.
 	Data []byte
-	// Skip is the number of low bits of Data[0] before the checkpoint, 0 to 7.
+	// Skip is the number of low bits of Data[0] before the point, 0 to 7.
 	Skip int
-	// Window is the checkpoint's window: WindowSize bytes, or nil.
+	// Window is the point's window: WindowSize bytes, or nil.
 	Window []byte
 }
 
@@ -28,14 +28,14 @@ type Expander struct {
 	buf []byte
 }
 
-// Expand decodes n bytes of output from a checkpoint. They are valid until the
+// Expand decodes n bytes of output from a point. They are valid until the
 // next call.
 //
 // Nothing is verified but the structure of the deflate stream: a wrong window
 // gives wrong bytes.
 func (x *Expander) Expand(p Piece, n int) ([]byte, error) {
 	if p.Skip < 0 || p.Skip > 7 || len(p.Window) != 0 && len(p.Window) != WindowSize {
-		return nil, fmt.Errorf("%w: checkpoint with %d bits and a window of %d bytes", ErrCorrupt, p.Skip, len(p.Window))
+		return nil, fmt.Errorf("%w: point with %d bits and a window of %d bytes", ErrCorrupt, p.Skip, len(p.Window))
 	}
 	if len(p.Data) == 0 {
 		return nil, io.ErrUnexpectedEOF

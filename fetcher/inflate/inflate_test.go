@@ -69,15 +69,15 @@ func compress(t testing.TB, level int, members ...[]byte) []byte {
 }
 
 type recording struct {
-	checkpoints []Checkpoint
-	stops       [][2]int64
+	points []Point
+	stops  [][2]int64
 }
 
 func (rec *recording) recorder(spacing, grain int64) Recorder {
 	return Recorder{
 		Spacing: spacing, Grain: grain,
-		Checkpoint: func(c Checkpoint) { rec.checkpoints = append(rec.checkpoints, c) },
-		Stop:       func(out, in int64) { rec.stops = append(rec.stops, [2]int64{out, in}) },
+		Point: func(c Point) { rec.points = append(rec.points, c) },
+		Stop:  func(out, in int64) { rec.stops = append(rec.stops, [2]int64{out, in}) },
 	}
 }
 
@@ -122,11 +122,11 @@ func TestReader(t *testing.T) {
 	}
 }
 
-// checkRandomAccess decodes from each checkpoint to several stops after it,
+// checkRandomAccess decodes from each point to several stops after it,
 // from exactly the bytes that the stop says are enough.
 func checkRandomAccess(t *testing.T, packed, want []byte, rec *recording) {
 	t.Helper()
-	for i, c := range rec.checkpoints {
+	for i, c := range rec.points {
 		tried := 0
 		for _, s := range rec.stops {
 			out, in := s[0], s[1]
@@ -137,10 +137,10 @@ func checkRandomAccess(t *testing.T, packed, want []byte, rec *recording) {
 			p := Piece{Data: packed[c.In/8 : in : in], Skip: int(c.In % 8), Window: c.Window}
 			got, err := new(Expander).Expand(p, int(out-c.Out))
 			if err != nil {
-				t.Fatalf("checkpoint %d at %d to %d: %v", i, c.Out, out, err)
+				t.Fatalf("point %d at %d to %d: %v", i, c.Out, out, err)
 			}
 			if !bytes.Equal(got, want[c.Out:out]) {
-				t.Fatalf("checkpoint %d at %d to %d: wrong bytes", i, c.Out, out)
+				t.Fatalf("point %d at %d to %d: wrong bytes", i, c.Out, out)
 			}
 		}
 	}
@@ -153,7 +153,7 @@ func TestSparseWindowsAreMostlyZero(t *testing.T) {
 		t.Fatal(err)
 	}
 	used, all := 0, 0
-	for _, c := range rec.checkpoints {
+	for _, c := range rec.points {
 		for _, b := range c.Window {
 			if b != 0 {
 				used++

@@ -11,13 +11,13 @@ const (
 	inSize  = 256 << 10
 	outSize = 256 << 10
 
-	// MinSpacing is the least distance of two checkpoints. A window is known
+	// MinSpacing is the least distance of two points. A window is known
 	// only once WindowSize bytes after it are decoded.
 	MinSpacing = 2 * WindowSize
 )
 
-// Checkpoint is a place in a gzip stream where decoding can start.
-type Checkpoint struct {
+// Point is a place in a gzip stream where decoding can start.
+type Point struct {
 	In  int64 // offset in the compressed stream, in bits
 	Out int64 // offset in the decompressed stream, in bytes
 
@@ -29,15 +29,15 @@ type Checkpoint struct {
 // Recorder receives what a Reader learns on its way. Both functions are called
 // from within the Reader's methods, in order of Out, and may be nil.
 type Recorder struct {
-	// Spacing is the least distance in output bytes between checkpoints, at
-	// least MinSpacing. A checkpoint lies at the next block start after it.
+	// Spacing is the least distance in output bytes between points, at
+	// least MinSpacing. A point lies at the next block start after it.
 	Spacing int64
 	// Grain is the distance in output bytes between stops.
 	Grain int64
 
-	// Checkpoint is called once the window is known, up to WindowSize bytes of
+	// Point is called once the window is known, up to WindowSize bytes of
 	// output and one step after the place itself. The callee owns the window.
-	Checkpoint func(Checkpoint)
+	Point func(Point)
 	// Stop is called for each multiple of Grain with the number of compressed
 	// bytes, from the start of the stream, that produce the output before it.
 	// The last call has the whole stream's length.
@@ -59,9 +59,9 @@ type Reader struct {
 	size     uint32
 	summed   int // m.out[:summed] is in crc and size
 
-	nextCheckpoint int64
-	nextStop       int64
-	pending        *Checkpoint
+	nextPoint int64
+	nextStop  int64
+	pending   *Point
 }
 
 // NewReader reads gzip data from src and reports to rec.
@@ -112,7 +112,7 @@ func (r *Reader) step() error {
 		return err
 	}
 	if r.m.state == atBlock {
-		r.maybeCheckpoint()
+		r.maybePoint()
 	}
 	limit := WindowSize + outSize
 	if r.rec.Grain > 0 {
@@ -122,7 +122,7 @@ func (r *Reader) step() error {
 		return err
 	}
 	r.reportStops()
-	r.maybeFinishCheckpoint()
+	r.maybeFinishPoint()
 	if r.m.state == atEnd {
 		return r.closeMember()
 	}
@@ -146,7 +146,7 @@ func (r *Reader) openMember() error {
 
 func (r *Reader) closeMember() error {
 	r.sum()
-	r.finishCheckpoint() // no match reaches back over a member's start
+	r.finishPoint() // no match reaches back over a member's start
 	crc, size, err := r.m.trailer()
 	if err != nil {
 		return err
@@ -226,15 +226,15 @@ func (r *Reader) finish() {
 	}
 }
 
-func (r *Reader) maybeCheckpoint() {
-	if r.rec.Checkpoint == nil || r.out() < r.nextCheckpoint {
+func (r *Reader) maybePoint() {
+	if r.rec.Point == nil || r.out() < r.nextPoint {
 		return
 	}
-	r.finishCheckpoint()
-	r.nextCheckpoint = r.out() + r.rec.Spacing
-	c := &Checkpoint{In: r.inBase*8 + int64(r.m.bit()), Out: r.out()}
+	r.finishPoint()
+	r.nextPoint = r.out() + r.rec.Spacing
+	c := &Point{In: r.inBase*8 + int64(r.m.bit()), Out: r.out()}
 	if r.m.hist == r.m.o {
-		r.rec.Checkpoint(*c)
+		r.rec.Point(*c)
 		return
 	}
 	c.Window = make([]byte, WindowSize)
@@ -245,18 +245,18 @@ func (r *Reader) maybeCheckpoint() {
 	r.m.used = usedBytes{}
 }
 
-func (r *Reader) maybeFinishCheckpoint() {
+func (r *Reader) maybeFinishPoint() {
 	if r.pending != nil && r.out() >= r.pending.Out+WindowSize {
-		r.finishCheckpoint()
+		r.finishPoint()
 	}
 }
 
-func (r *Reader) finishCheckpoint() {
+func (r *Reader) finishPoint() {
 	if r.pending == nil {
 		return
 	}
 	r.m.used.keep(r.pending.Window)
-	r.rec.Checkpoint(*r.pending)
+	r.rec.Point(*r.pending)
 	r.pending = nil
 	r.m.track = 0
 }

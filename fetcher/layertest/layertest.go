@@ -104,7 +104,7 @@ type Remote struct {
 	Err   error      // returned instead of data
 }
 
-// Open implements fetcher.Remote.
+// Open implements spans.Remote.
 func (m *Remote) Open(_ context.Context, off, n int64) io.ReadCloser {
 	m.Reads = append(m.Reads, [2]int64{off, n})
 	if m.Err != nil {

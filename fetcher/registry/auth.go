@@ -16,10 +16,10 @@ import (
 
 // authorizer holds what one host's challenges have led to. It is ours and not
 // containerd's because that one keeps a failed token request as the answer for
-// good, and makes the request with the context of the reader who came first.
+// good, and makes the request with the context of the first reader.
 //
-// A grant is made once for all who wait for it, in a context that no one of them
-// ends. One that fails is forgotten, so the next request tries anew.
+// A grant is requested once for all requests that wait for it, in a context that none of
+// them ends. One that fails is forgotten, so the next request tries again.
 type authorizer struct {
 	host       string       // as credentials are looked up
 	client     *http.Client // of token requests
@@ -82,7 +82,7 @@ func (g *grant) expired(now time.Time) bool {
 	}
 }
 
-// make fills a grant in and wakes those who wait for it.
+// make fills a grant in and wakes the requests that wait for it.
 func (a *authorizer) make(ctx context.Context, g *grant, c auth.Challenge, scope string, asked []string) {
 	defer close(g.done)
 	ctx, cancel := context.WithTimeout(ctx, a.timeout)

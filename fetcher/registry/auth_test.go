@@ -303,7 +303,7 @@ func TestRenewedLogin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := repo.Blob(v1.Descriptor{Digest: digest.FromBytes(content(100)), Size: 100})
+	b := repo.Content(v1.Descriptor{Digest: digest.FromBytes(content(100)), Size: 100})
 	if err := b.ReadAt(t.Context(), make([]byte, 10), 5); !errors.Is(err, ErrUnauthorized) {
 		t.Fatal(err)
 	}

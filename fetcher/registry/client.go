@@ -42,7 +42,7 @@ type Client struct {
 	opts      Options
 	configure docker.RegistryHosts
 	lookup    func(host string) (credential, error)
-	read      atomic.Int64 // bytes of blobs
+	read      atomic.Int64 // bytes of content
 	troubles  troubles
 	health    health
 	probes    probes
@@ -97,7 +97,7 @@ func (o *Options) hostDir(host string) (string, error) {
 	return "", errdefs.ErrNotFound
 }
 
-// BytesRead is how many bytes of blobs were read since the start.
+// BytesRead is how many bytes of content were read since the start.
 func (c *Client) BytesRead() int64 { return c.read.Load() }
 
 // Hosts is the configuration in the form containerd's own resolver takes.
@@ -106,7 +106,7 @@ func (c *Client) Hosts() docker.RegistryHosts { return c.configure }
 // late is how long a try may give nothing before that is trouble.
 func (c *Client) late() time.Duration { return c.opts.Stall / 8 }
 
-// tune sets a transport up for ranges of blobs. containerd calls it more than once
+// tune sets a transport up for ranges of content. containerd calls it more than once
 // for some transports.
 func (c *Client) tune(client *http.Client) error {
 	t, ok := client.Transport.(*http.Transport)

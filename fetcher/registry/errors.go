@@ -16,7 +16,7 @@ import (
 // Error says what was asked of which host and what came of it. It matches
 // [ErrUnauthorized], [ErrNotFound] or [ErrMisconfigured] where it is one of them.
 type Error struct {
-	Op     string // such as "get blob sha256:ab.. [0,100)"
+	Op     string // such as "get content sha256:ab.. [0,100)"
 	Host   string // empty where no host was reached
 	Repo   string
 	Status int // HTTP status, or 0
@@ -38,7 +38,7 @@ var (
 	// ErrNotFound is matched by 404.
 	ErrNotFound = errors.New("not found")
 	// ErrMisconfigured is matched where a host that has never answered is asked in
-	// a way that waiting does not mend: HTTPS of a server of HTTP, or the other way
+	// a way that waiting does not repair: HTTPS of a server of HTTP, or the other way
 	// round, a certificate that is not trusted, a name that does not exist.
 	ErrMisconfigured = errors.New("registry misconfigured")
 	// ErrRange is matched where a server's answer does not fit the range asked.
@@ -104,9 +104,9 @@ func (e *Error) short() string {
 	return s
 }
 
-// configuration reports whether a failure to connect looks like a mistake of
-// whoever wrote the configuration, and whether it can come of an outage too: a
-// name server in trouble may deny a name.
+// configuration reports whether a failure to connect looks like a mistake in the
+// configuration, and whether an outage can cause it too: a name server in trouble may
+// deny a name.
 func configuration(err error) (mistake, maybe bool) {
 	var (
 		record    tls.RecordHeaderError

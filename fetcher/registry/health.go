@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// health remembers which hosts fail, so that a read does not wait for a dead
-// mirror again and again. A host that fails is asked last, not never: where it is
-// the only one, or the others have nothing, it still gets its chance.
+// health remembers which hosts fail, so that reads do not wait for a dead mirror again
+// and again. A host that fails is asked last, not never: it may be the only one, or the
+// others may have nothing.
 type health struct {
 	mu    sync.Mutex
 	hosts map[string]*hostHealth // by base URL; as many as the configuration names
@@ -25,8 +25,8 @@ type hostHealth struct {
 
 // How long a host is asked last: doubled with each failure in a row.
 const (
-	firstShun = 5 * time.Second
-	maxShun   = 2 * time.Minute
+	firstAvoid = 5 * time.Second
+	mostAvoid  = 2 * time.Minute
 )
 
 func (h *health) of(key string) *hostHealth {
@@ -41,9 +41,9 @@ func (h *health) of(key string) *hostHealth {
 	return s
 }
 
-// shunned reports whether a host is to be asked after others. The first caller
+// avoided reports whether a host is to be asked after others. The first caller
 // after its time tries it; those beside that one need not wait for the outcome.
-func (h *health) shunned(key string) bool {
+func (h *health) avoided(key string) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s := h.of(key)
@@ -54,15 +54,15 @@ func (h *health) shunned(key string) bool {
 	if now.Before(s.until) {
 		return true
 	}
-	s.until = now.Add(shun(s.failures))
+	s.until = now.Add(avoidFor(s.failures))
 	return false
 }
 
-func shun(failures int) time.Duration { return min(maxShun, firstShun<<min(failures-1, 10)) }
+func avoidFor(failures int) time.Duration { return min(mostAvoid, firstAvoid<<min(failures-1, 10)) }
 
-// fail notes that a host gave nothing, unless it has spoken since began: a slow
-// stream beside others that flow says nothing of the host. spoke is set where it
-// answered, though with an error.
+// fail notes that a host gave nothing, unless it has sent something since began: a
+// slow stream beside others that flow says nothing of the host. spoke is set where the
+// host answered, though with an error.
 func (h *health) fail(key string, began time.Time, spoke bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -73,7 +73,7 @@ func (h *health) fail(key string, began time.Time, spoke bool) {
 		return // known already: tries side by side are one failure
 	}
 	s.failures++
-	s.failed, s.until = now, now.Add(shun(s.failures))
+	s.failed, s.until = now, now.Add(avoidFor(s.failures))
 }
 
 // hear notes that something came from a host.
@@ -97,7 +97,7 @@ func (h *health) note(ctx context.Context, key string, began time.Time, e *Error
 	case e == nil, e.Status != 0 && classOf(e) == retryNever && !e.misconfigured:
 		h.hear(key)
 	case errors.Is(ctx.Err(), context.Canceled):
-		// Nobody wants the answer any more; that says nothing.
+		// The reader has given up: that says nothing of the host.
 	default:
 		h.fail(key, began, e.Status != 0 && !e.misconfigured)
 	}

@@ -20,7 +20,7 @@ type host struct {
 }
 
 // hostSet is the hosts of one registry, in the configured order, with their
-// grants. It is replaced to read the configuration anew.
+// grants. It is replaced to read the configuration again.
 type hostSet struct {
 	hosts  []*host
 	loaded time.Time
@@ -60,14 +60,14 @@ func (c *Client) host(registry string, h docker.RegistryHost) *host {
 	}
 }
 
-// How old a configuration is when a failure has it read again: at once almost
-// where it may be the reason.
+// How old a configuration is when a failure makes the client read it again: almost at
+// once where the configuration may be the reason.
 const (
 	reloadMistake = 2 * time.Second
 	reloadOutage  = 30 * time.Second
 )
 
-// reload drops a host set after a failure, so that a mended configuration is seen
+// reload drops a host set after a failure, so that a corrected configuration is seen
 // without a restart.
 func (c *Client) reload(registry string, stale *hostSet, mistake bool) {
 	after := reloadOutage

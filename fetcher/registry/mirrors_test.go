@@ -25,7 +25,7 @@ import (
 )
 
 // newMirrored is a blob of an origin with a mirror before it.
-func newMirrored(t *testing.T, data []byte, opts Options) (b *Blob, origin, mirror *registrytest.Registry) {
+func newMirrored(t *testing.T, data []byte, opts Options) (b *Content, origin, mirror *registrytest.Registry) {
 	t.Helper()
 	origin, mirror = registrytest.New(t), registrytest.New(t)
 	mirror.AddBlob(data)
@@ -50,7 +50,7 @@ func TestNamespace(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := repo.Blob(v1.Descriptor{Digest: d, Size: 100}).ReadAt(t.Context(), make([]byte, 10), 0); err != nil {
+		if err := repo.Content(v1.Descriptor{Digest: d, Size: 100}).ReadAt(t.Context(), make([]byte, 10), 0); err != nil {
 			t.Fatal(err)
 		}
 		q, err := url.ParseQuery(mirror.Queries()[len(mirror.Queries())-1])
@@ -136,7 +136,7 @@ func TestWrongBytesFromTheNextHost(t *testing.T) {
 		t.Errorf("%v, or the mirror was asked first again", err)
 	}
 	// All of them lie.
-	b = b.repo.Blob(b.desc)
+	b = b.repo.Content(b.desc)
 	mirror.Fail(registrytest.Flip)
 	origin.Fail(registrytest.Flip)
 	err := b.ReadVerified(t.Context(), p, 100, verify)
@@ -151,7 +151,7 @@ func TestWrongBytesFromTheNextHost(t *testing.T) {
 	// One that goes on lying does not keep readers from the others.
 	before = len(mirror.Requests())
 	mirror.Fail(repeat(registrytest.Flip, 9)...)
-	b.liars.add(b.repo.client.hosts[b.repo.registry].hosts[0].key)
+	b.distrusted.add(b.repo.client.hosts[b.repo.registry].hosts[0].key)
 	if err := b.ReadVerified(t.Context(), p, 100, verify); err != nil || len(mirror.Requests()) != before {
 		t.Errorf("%v, or the liar was asked first", err)
 	}
@@ -243,7 +243,7 @@ func TestReferrersPages(t *testing.T) {
 }
 
 // TestSlowStream has one stream of an HTTP/2 connection stall while others flow. It
-// is given up and read again, over the same connection, and its host is not shunned.
+// is given up and read again, over the same connection, and its host is not avoided.
 func TestSlowStream(t *testing.T) {
 	data := content(100000)
 	origin, mirror := registrytest.New(t), registrytest.NewTLS(t)
@@ -342,7 +342,7 @@ func TestLocalhost(t *testing.T) {
 	}
 	reg.Fail(registrytest.Redirect("/v2/test/image/blobs/" + d.String()))
 	p := make([]byte, 10)
-	if err := repo.Blob(v1.Descriptor{Digest: d, Size: 1000}).ReadAt(t.Context(), p, 7); err != nil || !bytes.Equal(p, data[7:17]) {
+	if err := repo.Content(v1.Descriptor{Digest: d, Size: 1000}).ReadAt(t.Context(), p, 7); err != nil || !bytes.Equal(p, data[7:17]) {
 		t.Error(err)
 	}
 }

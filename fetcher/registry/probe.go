@@ -15,8 +15,8 @@ import (
 const probeAttempts = 3
 
 // keepProbe is how long a registry's refusal stands for the other layers of the
-// same image. It is about the repository and not about a blob: no credentials, no
-// connection. A success or a missing blob says nothing of others.
+// same image. It is about the repository and not about one layer: no credentials, no
+// connection. A success or a missing layer says nothing of others.
 const keepProbe = 3 * time.Second
 
 // probes are the refusals of the last moments, by repository.
@@ -47,7 +47,7 @@ func (c *Client) Probe(ctx context.Context, ref string, layer digest.Digest, siz
 	if err := c.probes.known(repo.Name()); err != nil {
 		return err
 	}
-	b := repo.Blob(v1.Descriptor{Digest: layer, Size: size})
+	b := repo.Content(v1.Descriptor{Digest: layer, Size: size})
 	r := b.open(ctx, 0, 1)
 	defer r.Close()
 	policy := c.opts.Retry

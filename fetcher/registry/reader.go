@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// blobReader reads a range of a blob over as many requests as it takes.
-type blobReader struct {
-	blob     *Blob
+// contentReader reads a range of content over as many requests as it takes.
+type contentReader struct {
+	content  *Content
 	ctx      context.Context // of the reader's whole life, which Close ends
 	cancel   context.CancelFunc
 	off, end int64
@@ -26,12 +26,12 @@ type blobReader struct {
 	err      error
 }
 
-func (r *blobReader) op() string {
-	return fmt.Sprintf("get blob %s [%d,%d)", r.blob.desc.Digest, r.off, r.end)
+func (r *contentReader) op() string {
+	return fmt.Sprintf("get content %s [%d,%d)", r.content.desc.Digest, r.off, r.end)
 }
 
 // Read implements io.Reader.
-func (r *blobReader) Read(p []byte) (int, error) {
+func (r *contentReader) Read(p []byte) (int, error) {
 	if r.off >= r.end {
 		return 0, io.EOF
 	}
@@ -39,19 +39,19 @@ func (r *blobReader) Read(p []byte) (int, error) {
 		return 0, r.err
 	}
 	before := r.off
-	r.err = r.blob.repo.do(r.ctx, r.blob.patient, r.fetch(p))
+	r.err = r.content.repo.do(r.ctx, r.content.patient, r.fetch(p))
 	return int(r.off - before), r.err
 }
 
 // fetch is one try to read into p, over the connection that is there or a new one.
-func (r *blobReader) fetch(p []byte) func() error {
+func (r *contentReader) fetch(p []byte) func() error {
 	return func() error {
 		if r.body == nil {
 			if err := r.connect(); err != nil {
 				return err
 			}
 		}
-		client := r.blob.repo.client
+		client := r.content.repo.client
 		n, err := r.body.Read(p[:min(int64(len(p)), r.end-r.off)])
 		r.watchdog.Reset(client.opts.Stall)
 		r.off += int64(n)
@@ -67,8 +67,8 @@ func (r *blobReader) fetch(p []byte) func() error {
 }
 
 // broken ends a connection whose body ended too early.
-func (r *blobReader) broken(err error) error {
-	client := r.blob.repo.client
+func (r *contentReader) broken(err error) error {
+	client := r.content.repo.client
 	if errors.Is(context.Cause(r.conn), errStall) {
 		err = fmt.Errorf("%w for %v", errStall, client.opts.Stall)
 		// Silence of the host, unless other streams of it flow.
@@ -77,17 +77,17 @@ func (r *blobReader) broken(err error) error {
 		err = io.ErrUnexpectedEOF
 	}
 	r.disconnect()
-	return &Error{Op: r.op(), Host: r.host, Repo: r.blob.repo.Name(), Status: r.status, Err: redact(err)}
+	return &Error{Op: r.op(), Host: r.host, Repo: r.content.repo.Name(), Status: r.status, Err: redact(err)}
 }
 
 // Close implements io.Closer.
-func (r *blobReader) Close() error {
+func (r *contentReader) Close() error {
 	r.disconnect()
 	r.cancel()
 	return nil
 }
 
-func (r *blobReader) disconnect() {
+func (r *contentReader) disconnect() {
 	if r.body == nil {
 		return
 	}
@@ -103,7 +103,7 @@ func (r *blobReader) disconnect() {
 }
 
 // connect sends the request for what is left.
-func (r *blobReader) connect() error {
+func (r *contentReader) connect() error {
 	ctx, cancel := context.WithCancelCause(r.ctx)
 	a, err := r.request(ctx)
 	if err != nil {
@@ -113,7 +113,7 @@ func (r *blobReader) connect() error {
 	r.from, r.host, r.status = a.from, a.Request.URL.Host, a.StatusCode
 	r.asked = append(r.asked, a.from)
 	r.body, r.conn, r.release = a.Body, ctx, cancel
-	stall := r.blob.repo.client.opts.Stall
+	stall := r.content.repo.client.opts.Stall
 	r.watchdog = time.AfterFunc(stall, func() { cancel(errStall) })
 	if a.StatusCode == http.StatusOK {
 		// The server ignores Range: what lies before is read and dropped.
@@ -124,7 +124,7 @@ func (r *blobReader) connect() error {
 	return nil
 }
 
-func (r *blobReader) skip(n int64, stall time.Duration) error {
+func (r *contentReader) skip(n int64, stall time.Duration) error {
 	for n > 0 {
 		k, err := io.CopyN(io.Discard, r.body, min(n, 1<<20))
 		r.watchdog.Reset(stall)

@@ -23,7 +23,7 @@ import (
 
 var quick = Retry{Attempts: 4, Base: time.Millisecond, Max: 50 * time.Millisecond, MaxAfter: 50 * time.Millisecond}
 
-func newBlob(t *testing.T, reg *registrytest.Registry, content []byte, opts Options) *Blob {
+func newBlob(t *testing.T, reg *registrytest.Registry, content []byte, opts Options) *Content {
 	t.Helper()
 	opts.PlainHTTP = true
 	sleep := opts.Retry.Sleep
@@ -40,7 +40,7 @@ func newBlob(t *testing.T, reg *registrytest.Registry, content []byte, opts Opti
 	if err != nil {
 		t.Fatal(err)
 	}
-	return repo.Blob(v1.Descriptor{Digest: reg.AddBlob(content), Size: int64(len(content))})
+	return repo.Content(v1.Descriptor{Digest: reg.AddBlob(content), Size: int64(len(content))})
 }
 
 func content(n int) []byte {
@@ -109,7 +109,7 @@ func TestPatience(t *testing.T) {
 	if err := b.ReadAt(t.Context(), make([]byte, 10), 0); err == nil {
 		t.Fatal("ten failures were borne with three attempts")
 	}
-	b = b.repo.Blob(b.desc).Patient()
+	b = b.repo.Content(b.desc).Patient()
 	reg.Fail(repeat(registrytest.Status(http.StatusServiceUnavailable, ""), 20)...)
 	got := make([]byte, len(want))
 	if err := b.ReadAt(t.Context(), got, 0); err != nil || !bytes.Equal(got, want) {
@@ -203,7 +203,7 @@ func TestCredentialsOfDockerConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := repo.Blob(v1.Descriptor{Digest: digest.FromBytes(data), Size: int64(len(data))})
+	b := repo.Content(v1.Descriptor{Digest: digest.FromBytes(data), Size: int64(len(data))})
 	if err := b.ReadAt(t.Context(), make([]byte, 10), 5); err != nil {
 		t.Fatal(err)
 	}
@@ -355,7 +355,7 @@ func TestReaderEndsWithItsContext(t *testing.T) {
 	for len(reg.Requests()) == 0 {
 		time.Sleep(time.Millisecond)
 	}
-	r.(*blobReader).cancel()
+	r.(*contentReader).cancel()
 	if err := <-done; err == nil {
 		t.Error("a cancelled read succeeded")
 	}

@@ -96,7 +96,7 @@ func (r *Repository) order(set *hostSet, c call) []*host {
 		case !h.Capabilities.Has(c.cap) || c.only != "" && c.only != h.key:
 		case c.last != nil && !c.last(h.key).IsZero():
 			last = append(last, h)
-		case len(set.hosts) > 1 && r.client.health.shunned(h.key):
+		case len(set.hosts) > 1 && r.client.health.avoided(h.key):
 			failing = append(failing, h)
 		default:
 			good = append(good, h)

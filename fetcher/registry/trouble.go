@@ -18,9 +18,9 @@ type Trouble struct {
 	Error    string    `json:"error"`    // of the last one
 }
 
-// troubles are the registries that failed the last time they were asked. A try
-// that goes well ends a registry's trouble; so does time in which nobody asks, since
-// then nothing depends on it.
+// troubles are the registries that failed the last time they were asked. A try that
+// succeeds ends a registry's trouble. So does a time in which the node sends it no
+// request, since then nothing depends on it.
 type troubles struct {
 	notify func(Trouble, bool)
 
@@ -33,8 +33,8 @@ type trouble struct {
 	last time.Time
 }
 
-// unused is how long a trouble stays that nobody meets any more. Tries that are
-// repeated come at most Retry.MaxAfter and a few time-outs apart.
+// unused is how long a trouble is kept when no request meets it any more. Tries that
+// are repeated come at most Retry.MaxAfter and a few time-outs apart.
 const unused = 5 * time.Minute
 
 // try is one try under way. Its fields are the troubles' to guard.
@@ -43,9 +43,9 @@ type try struct {
 	over bool
 }
 
-// begin starts a try. Where nothing has come of it after a while, that is trouble
-// already, so that it is seen before the time-out, and also where the reader's own
-// time-out is the shorter one.
+// begin starts a try. A try without an answer after a while is trouble already, so that
+// it is reported before the time-out, and also where the reader's own time-out is
+// shorter.
 func (t *troubles) begin(r *Repository) (*try, *time.Timer) {
 	y := &try{repo: r}
 	late := r.client.late()
@@ -62,7 +62,7 @@ func (t *troubles) end(ctx context.Context, y *try, err error) {
 	case NotFound(err): // an answer
 		t.clear(y)
 	case errors.Is(ctx.Err(), context.Canceled):
-		t.finish(y) // nobody wants it any more
+		t.finish(y) // the reader has given up: that says nothing of the registry
 	case errors.Is(err, ErrUnauthorized):
 		t.set(y, y.repo.Name(), err.Error(), false)
 	default:
@@ -126,7 +126,7 @@ func (t *troubles) clear(y *try) {
 	}
 }
 
-// expire drops what nobody has met for a while.
+// expire drops what no request has met for a while.
 func (t *troubles) expire(now time.Time) {
 	for name, entry := range t.list {
 		if now.Sub(entry.last) > unused {
@@ -148,7 +148,7 @@ func (c *Client) Troubles() []Trouble {
 	return list
 }
 
-// do calls f within the retry policy and notes how each try went.
+// do calls f within the retry policy and notes the outcome of each try.
 func (r *Repository) do(ctx context.Context, patient bool, f func() error) error {
 	return r.doPolicy(ctx, r.client.opts.Retry, patient, f)
 }

@@ -138,7 +138,7 @@ func TestRefusalIsTroubleOfOneRepository(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	refused := other.Blob(b.desc)
+	refused := other.Content(b.desc)
 	for range 3 {
 		reg.Fail(registrytest.Status(http.StatusForbidden, ""))
 		if err := refused.ReadAt(t.Context(), make([]byte, 1), 0); !errors.Is(err, ErrUnauthorized) {

@@ -12,9 +12,9 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 
-	"github.com/lacuna-snapshotter/lacuna/fetcher"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/inflate"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
 // layerFigures compares inflate with klauspost's, and index creation with our
@@ -31,8 +31,8 @@ func layerFigures(ctx context.Context, r *report, path string) error {
 	defer os.RemoveAll(dir)
 	ours := func() error {
 		_, err := io.Copy(io.Discard, inflate.NewReader(bytes.NewReader(packed), inflate.Recorder{
-			Spacing: fetcher.DefaultSpacing, Grain: fetcher.DefaultGrain,
-			Checkpoint: func(inflate.Checkpoint) {}, Stop: func(int64, int64) {},
+			Spacing: spans.DefaultSpacing, Grain: spans.DefaultGrain,
+			Point: func(inflate.Point) {}, Stop: func(int64, int64) {},
 		}))
 		return err
 	}
@@ -45,7 +45,7 @@ func layerFigures(ctx context.Context, r *report, path string) error {
 		return err
 	}
 	create := func() error {
-		_, _, err := index.Create(ctx, bytes.NewReader(packed), filepath.Join(dir, "index"), fetcher.BuildOptions{}, index.Expect{})
+		_, _, err := index.Create(ctx, bytes.NewReader(packed), filepath.Join(dir, "index"), spans.BuildOptions{}, index.Expect{})
 		return err
 	}
 	name := strings.TrimSuffix(filepath.Base(path), ".tar.gz")
@@ -85,9 +85,9 @@ func coldFetch(ctx context.Context, r *report, name string, packed []byte, h *in
 	}
 	defer f.Close()
 	windows := index.NewWindows(h, f, nil)
-	layer := fetcher.Layer{Map: h.Map, Remote: memory(packed), Windows: windows}
+	layer := spans.Layer{Map: h.Map, Remote: memory(packed), Windows: windows}
 	span := h.Map.Spans() / 2
-	first, last := layer.Grow(span, span+1, true)
+	first, last := layer.Widen(span, span+1, true)
 	var raw inflate.Expander
 	ck := 0
 	for i, c := range h.Map.Checkpoints {
@@ -127,7 +127,7 @@ func coldFetch(ctx context.Context, r *report, name string, packed []byte, h *in
 
 type memory []byte
 
-// Open implements fetcher.Remote.
+// Open implements spans.Remote.
 func (m memory) Open(_ context.Context, off, n int64) io.ReadCloser {
 	return io.NopCloser(bytes.NewReader(m[off : off+n]))
 }

@@ -17,9 +17,9 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
-	"github.com/lacuna-snapshotter/lacuna/fetcher"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
 
 func bytesReader(b []byte) io.Reader { return bytes.NewReader(b) }
@@ -74,7 +74,7 @@ const (
 var imageLayers = [][]int{{base, middle, top}, {base, other}, {base, unindexed, middle}}
 
 // layouts are the ways in which indexes lay a layer out.
-var layouts = []fetcher.BuildOptions{
+var layouts = []spans.BuildOptions{
 	{},
 	{SpanSize: 8 << 10, Spacing: 64 << 10, Grain: 4 << 10},
 	{SpanSize: 4 << 10},

@@ -22,9 +22,6 @@ type file struct {
 // spans of FileSpan.
 func NewFile(r io.ReaderAt, size int64) ondemand.Source { return &file{r, size} }
 
-// Grow implements ondemand.Source.
-func (f *file) Grow(first, last int64, _ bool) (int64, int64) { return first, last }
-
 // Fetch implements ondemand.Source.
 func (f *file) Fetch(ctx context.Context, first, last int64, put func(int64, []byte) error) error {
 	data := make([]byte, FileSpan)

@@ -210,8 +210,6 @@ type memory struct {
 	fetched int
 }
 
-func (m *memory) Grow(first, last int64, _ bool) (int64, int64) { return first, last }
-
 func (m *memory) Fetch(_ context.Context, first, last int64, put func(int64, []byte) error) error {
 	m.mu.Lock()
 	m.fetched += int(last - first)

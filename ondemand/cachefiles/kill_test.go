@@ -49,8 +49,6 @@ const victims = 6 // layers of a killed daemon
 // slow is an image's data in a file, brought slowly.
 type slow struct{ path string }
 
-func (s slow) Grow(first, last int64, _ bool) (int64, int64) { return first, last }
-
 func (s slow) Fetch(ctx context.Context, first, last int64, put func(int64, []byte) error) error {
 	f, err := os.Open(s.path)
 	if err != nil {

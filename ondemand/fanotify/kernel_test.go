@@ -44,8 +44,6 @@ type letters struct{ stuck atomic.Bool }
 
 func letter(span int64) byte { return 'A' + byte(span%26) }
 
-func (*letters) Grow(first, last int64, _ bool) (int64, int64) { return first, last }
-
 func (l *letters) Fetch(ctx context.Context, first, last int64, put func(int64, []byte) error) error {
 	if l.stuck.Load() {
 		<-ctx.Done()

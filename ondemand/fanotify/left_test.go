@@ -186,8 +186,6 @@ func TestLeftOfCompleteBlob(t *testing.T) {
 // gated gives zeros: the first span at once, others through a gate.
 type gated struct{ gate chan struct{} }
 
-func (g *gated) Grow(first, last int64, _ bool) (int64, int64) { return first, last }
-
 func (g *gated) Fetch(ctx context.Context, first, last int64, put func(int64, []byte) error) error {
 	for i := first; i < last; i++ {
 		if i > 0 {

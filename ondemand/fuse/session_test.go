@@ -33,8 +33,6 @@ type letters struct {
 
 func letter(span int64) byte { return 'A' + byte(span%26) }
 
-func (*letters) Grow(first, last int64, _ bool) (int64, int64) { return first, last }
-
 func (l *letters) Fetch(ctx context.Context, first, last int64, put func(int64, []byte) error) error {
 	if l.stuck {
 		l.waiting.Add(1)

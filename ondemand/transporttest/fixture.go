@@ -230,8 +230,6 @@ type source struct {
 
 var errSource = errors.New("the source fails")
 
-func (s *source) Grow(first, last int64, _ bool) (int64, int64) { return first, last }
-
 func (s *source) Fetch(ctx context.Context, first, last int64, put func(int64, []byte) error) error {
 	s.fetches.Add(1)
 	if c := s.block.Load(); c != nil {

@@ -21,6 +21,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/internal/durable"
 )
 
 // Directories below the root. All lower directories of overlays are below snapshots:
@@ -100,7 +102,7 @@ func (d *Dirs) SweepNew() error {
 // Install gives a directory of Temp its final name, durably. A directory that had the
 // name takes the other's place, and goes to the trash with it.
 func (d *Dirs) Install(temp, path string) error {
-	if err := Sync(temp); err != nil {
+	if err := durable.SyncDir(temp); err != nil {
 		return err
 	}
 	err := unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
@@ -110,7 +112,7 @@ func (d *Dirs) Install(temp, path string) error {
 	if err != nil {
 		return &os.LinkError{Op: "rename", Old: temp, New: path, Err: err}
 	}
-	return Sync(filepath.Dir(path))
+	return durable.SyncDir(filepath.Dir(path))
 }
 
 // Discard moves a directory or file to the trash, where it exists, under a name that is
@@ -159,13 +161,4 @@ func (d *Dirs) TrashInUse() bool {
 		}
 	}
 	return false
-}
-
-// Sync makes the names in a directory durable.
-func Sync(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

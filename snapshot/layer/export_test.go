@@ -9,6 +9,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 )
 
@@ -65,3 +66,23 @@ func WriteLayer(root string, d digest.Digest, ref string, bootstrap []byte, blob
 	}
 	return nil
 }
+
+// Fits reports what makes an index unfit for the layer.
+func (f *Files) Fits(h *index.Head) error { return f.fits(h) }
+
+// Source is where the layer's spans come from.
+func (layer Layer) Source() *Source { return &Source{layer.serving.source} }
+
+type Source struct{ *layerSource }
+
+// BeginReading is what a fetch does that reads the index, until EndReading.
+func (s *Source) BeginReading() { <-s.reading }
+func (s *Source) EndReading()   { s.reading <- struct{}{} }
+func (s *Source) Drop()         { s.drop() }
+
+// Use is what a fetch uses, until Done.
+func (s *Source) Use() *InUse { return &InUse{s.use()} }
+
+type InUse struct{ *openIndex }
+
+func (u *InUse) Done() { u.fetches.Done() }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/lacuna-snapshotter/lacuna/erofs"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
+	"github.com/lacuna-snapshotter/lacuna/internal/durable"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/snapshot/dirs"
 )
@@ -206,13 +207,13 @@ func (f *files) repair(temp string) error {
 			return err
 		}
 	}
-	if err := dirs.Sync(f.dir); err != nil {
+	if err := durable.SyncDir(f.dir); err != nil {
 		return err
 	}
 	if err := f.writeState(f.dir); err != nil {
 		return err
 	}
-	return dirs.Sync(f.dir)
+	return durable.SyncDir(f.dir)
 }
 
 func (f *files) writeState(dir string) error {

@@ -10,9 +10,9 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/lacuna-snapshotter/lacuna/erofs"
-	"github.com/lacuna-snapshotter/lacuna/fetcher"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 	"github.com/lacuna-snapshotter/lacuna/snapshot/dirs"
 )
 
@@ -28,7 +28,7 @@ func writeLayout(t *testing.T, d *dirs.Dirs, layer digest.Digest, layout uint64)
 	if err != nil {
 		t.Fatal(err)
 	}
-	head := &index.Head{Bootstrap: bootstrap, Map: &fetcher.Map{Layer: layer, BlobSize: tree.BlobSize, SpanSize: 64 << 10}}
+	head := &index.Head{Bootstrap: bootstrap, Map: &spans.Map{Layer: layer, BlobSize: tree.BlobSize, SpanSize: 64 << 10}}
 	f, _, err := write(d, Target{Ref: "registry.example/app:1", Layer: layer}, layer.Encoded()[:12], func(*index.Store) (*index.Head, error) { return head, nil })
 	if err != nil {
 		t.Fatal(err)

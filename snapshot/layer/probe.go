@@ -10,9 +10,9 @@ import (
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
 )
 
-// probes find out, before a layer is mounted lazily, whether it can be fetched:
-// from the image's reference, with the credentials that we have. The first layer
-// of an image asks for those above it too, so that an image costs one round trip.
+// probes find out, before a layer is mounted lazily, whether it can be fetched: from
+// the image's reference, with the credentials of the node. The first layer of an image
+// sends the probes of those above it too, so that an image costs one round trip.
 type probes struct {
 	client *registry.Client
 
@@ -31,8 +31,8 @@ type probe struct {
 	began time.Time
 }
 
-// failed reports whether the answer is there, and a refusal: who tries again asks
-// again.
+// failed reports whether the registry has answered, and with a refusal: the next
+// Prepare probes again.
 func (p *probe) failed() bool {
 	select {
 	case <-p.done:
@@ -47,8 +47,8 @@ const (
 	mostKnown = 1024
 )
 
-// start asks for a layer, and for those above it, unless that was done a moment
-// ago, and returns what waits for the answer.
+// start probes a layer and those above it, unless a probe of them began a moment ago,
+// and returns a function that waits for the layer's result.
 func (p *probes) start(ctx context.Context, t Target) func(context.Context) error {
 	for _, above := range t.Above {
 		p.ask(ctx, probeKey{t.Ref, above})

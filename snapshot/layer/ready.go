@@ -122,7 +122,7 @@ func (l *Set) remount(layer *Layer) error {
 // make finds an absent or quarantined layer's index, writes its directory and opens
 // it.
 func (l *Set) make(ctx context.Context, layer *Layer, t Target, fetchable func(context.Context) error) error {
-	f, kept, err := write(l.dirs, t, l.nameMountpoint(layer), func(into *index.Store) (*index.Head, error) { return l.indexes.find(ctx, t, into) })
+	f, kept, err := write(l.dirs, t, l.nameMountpoint(layer), func(into *index.Store) (*index.Head, error) { return l.resolver.Find(ctx, index.Want(t), into) })
 	if err != nil {
 		return err
 	}

@@ -9,8 +9,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/lacuna-snapshotter/lacuna/fetcher"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 	"github.com/lacuna-snapshotter/lacuna/snapshot/snapshottest"
 )
 
@@ -22,7 +22,7 @@ func TestIndexReplaced(t *testing.T) {
 	n := snapshottest.New(t, root)
 	img := snapshottest.LazyImage(t, n)
 	d := digest.FromBytes(img.Layers[0])
-	other := fetcher.BuildOptions{SpanSize: 8 << 10}
+	other := spans.BuildOptions{SpanSize: 8 << 10}
 	if _, _, err := index.Create(t.Context(), bytes.NewReader(img.Layers[0]), n.Store.Path(d), other, index.Expect{}); err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func TestStateOfAnotherIndex(t *testing.T) {
 	if err := os.Remove(files.Path("layer.json")); err != nil {
 		t.Fatal(err)
 	}
-	other := fetcher.BuildOptions{SpanSize: 8 << 10}
+	other := spans.BuildOptions{SpanSize: 8 << 10}
 	if _, _, err := index.Create(t.Context(), bytes.NewReader(img.Layers[0]), n.Store.Path(files.Layer), other, index.Expect{}); err != nil {
 		t.Fatal(err)
 	}

@@ -55,7 +55,7 @@ func (l *Set) remove(ctx context.Context, layer *Layer) error {
 			errs = append(errs, l.removeMountpoint(f.Mountpoint))
 		}
 	}
-	if _, fetched, err := l.Store.Source(layer.digest); err == nil && fetched {
+	if _, fetched, err := l.Store.Origin(layer.digest); err == nil && fetched {
 		errs = append(errs, l.Store.Remove(layer.digest))
 	}
 	l.become(layer, Absent, nil, nil, nil)

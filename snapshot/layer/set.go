@@ -49,7 +49,7 @@ type Set struct {
 	Config
 	work
 	dirs      *dirs.Dirs
-	indexes   *indexes
+	resolver  *index.Resolver
 	probes    *probes
 	fallbacks *fallbacks
 	notices   *notices
@@ -57,6 +57,8 @@ type Set struct {
 
 	stopping sync.Once
 	over     atomic.Bool // the cache is over its limit
+
+	predictions predictions
 
 	mu          sync.Mutex
 	layers      map[digest.Digest]*Layer
@@ -71,12 +73,12 @@ func Open(c Config) (*Set, error) {
 	}
 	c.Adopted = c.Adopted && !isAbandoned(c.Root)
 	return &Set{
-		Config:  c,
-		work:    newWork(),
-		dirs:    d,
-		indexes: &indexes{client: c.Client, store: c.Store, log: c.Log},
-		probes:  &probes{client: c.Client},
-		layers:  map[digest.Digest]*Layer{}, mountpoints: map[string]digest.Digest{},
+		Config:   c,
+		work:     newWork(),
+		dirs:     d,
+		resolver: index.NewResolver(c.Client, c.Store, c.Log),
+		probes:   &probes{client: c.Client},
+		layers:   map[digest.Digest]*Layer{}, mountpoints: map[string]digest.Digest{},
 		fallbacks: openFallbacks(filepath.Join(c.Root, "fallbacks.json"), c.Log),
 		notices:   openNotices(c.Root, c.Log),
 	}, nil

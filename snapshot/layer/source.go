@@ -2,115 +2,147 @@ package layer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
-	"github.com/opencontainers/go-digest"
-
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
-	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
 )
 
-// layerSource is a layer's ondemand.Source. Its map, the large part, is loaded
-// with the first hole and dropped when there are none left.
+// layerSource is a layer's ondemand.Source. Its index, of which the map is large, is
+// read with the first hole and dropped when there are none left.
 type layerSource struct {
-	state  layerState
-	store  *index.Store // the layer's own
-	client *registry.Client
+	index   *ownIndex
+	reading chan struct{} // holds a token while no fetch reads the index
 
-	mu   sync.Mutex
-	open *index.Layer
-
-	misses misses
+	mu   sync.Mutex // never held over I/O
+	open *openIndex // nil until it is read
 }
 
-func (s *layerSource) load() (*index.Layer, error) {
+// openIndex is closed when it has been replaced and no fetch uses it any more.
+type openIndex struct {
+	*index.Layer
+	fetches sync.WaitGroup
+}
+
+func newLayerSource(x *ownIndex) *layerSource {
+	s := &layerSource{index: x, reading: make(chan struct{}, 1)}
+	s.reading <- struct{}{}
+	return s
+}
+
+// Open implements ondemand.Opener: it reads the index.
+func (s *layerSource) Open(ctx context.Context) error {
+	return s.read(ctx, func() bool { return s.current() == nil }, s.index.open)
+}
+
+// mend puts another index in the place of one whose windows are damaged.
+func (s *layerSource) mend(ctx context.Context, damaged *openIndex) error {
+	return s.read(ctx, func() bool { return s.current() == damaged }, s.index.replace)
+}
+
+// read opens an index, one fetch at a time, unless another fetch has made that
+// needless.
+func (s *layerSource) read(ctx context.Context, needed func() bool, open func(context.Context) (*index.Layer, error)) error {
+	select {
+	case <-s.reading:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { s.reading <- struct{}{} }()
+	if !needed() {
+		return nil
+	}
+	l, err := open(ctx)
+	if err != nil {
+		return err
+	}
+	s.set(&openIndex{Layer: l})
+	return nil
+}
+
+func (s *layerSource) current() *openIndex {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.open
+}
+
+// use returns the open index for a fetch, which says when it is over, or nil.
+func (s *layerSource) use() *openIndex {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.open != nil {
-		return s.open, nil
+		s.open.fetches.Add(1)
 	}
-	head, err := s.store.Head(s.state.Layer)
-	if err != nil {
-		return nil, err
-	}
-	if digest.FromBytes(head.Bootstrap) != s.state.Bootstrap || head.Map.SpanSize != s.state.SpanSize || head.Map.BlobSize != s.state.BlobSize {
-		return nil, fmt.Errorf("the index of layer %s at %s is not that of the mounted bootstrap: remove the layer's images and pull them again",
-			s.state.Layer, s.store.Path(s.state.Layer))
-	}
-	l, err := s.store.Open(s.client, s.state.Ref, head)
-	if err != nil {
-		return nil, err
-	}
-	s.open = l
-	return l, nil
+	return s.open
 }
 
-// Grow implements ondemand.Source. To the layer's own advice it adds what misses
-// tell: a file that is missed again and again is read all over, as large
-// libraries are.
-func (s *layerSource) Grow(first, last int64, missed bool) (int64, int64) {
-	l, err := s.load()
-	if err != nil {
-		return first, last // Fetch will say why
+// set replaces the open index.
+func (s *layerSource) set(l *openIndex) {
+	s.mu.Lock()
+	old := s.open
+	s.open = l
+	s.mu.Unlock()
+	if old != nil {
+		go func() {
+			old.fetches.Wait()
+			old.Close()
+		}()
 	}
-	if missed {
-		start, end := l.Map.File(last - 1)
-		n := s.misses.add(start)
-		last = min(end, last+ahead(n))
-		// One miss is often the only one: then the rest of the segment is not
-		// worth its bytes.
-		missed = n > 1
+}
+
+// drop frees what Open took.
+func (s *layerSource) drop() { s.set(nil) }
+
+// Grow implements ondemand.Advisor.
+func (s *layerSource) Grow(first, last int64, missed bool) (from, to int64, ok bool) {
+	l := s.current()
+	if l == nil {
+		return first, last, false
 	}
 	return l.Grow(first, last, missed)
 }
 
-// misses counts readers' misses by file.
-type misses struct {
-	mu    sync.Mutex
-	count map[int64]int // by the file's first span
-}
-
-// add counts a miss and returns how many the file has had.
-func (m *misses) add(file int64) int {
-	const files = 4096 // counted at once
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.count == nil || len(m.count) > files {
-		m.count = map[int64]int{}
+// Missed implements ondemand.Advisor.
+func (s *layerSource) Missed(first, last int64) {
+	if l := s.current(); l != nil {
+		l.Missed(first, last)
 	}
-	m.count[file]++
-	return m.count[file]
 }
 
-// ahead is how many spans more to bring with the n-th miss of a file.
-func ahead(n int) int64 {
-	const (
-		calm  = 1  // misses that say nothing yet
-		first = 2  // spans with the next one, doubled with each
-		most  = 64 // spans
-	)
-	if n <= calm {
-		return 0
-	}
-	return min(most, int64(first)<<min(n-calm-1, 8))
-}
-
-// Fetch implements ondemand.Source.
+// Fetch implements ondemand.Source. Where the index turns out to be damaged it is
+// replaced, and what is missing is fetched with the new one.
 func (s *layerSource) Fetch(ctx context.Context, first, last int64, put func(int64, []byte) error) error {
-	l, err := s.load()
-	if err != nil {
+	next := first
+	l, err := s.fetch(ctx, &next, last, put)
+	if !errors.Is(err, index.ErrWindows) {
 		return err
 	}
-	return l.Fetch(ctx, first, last, put)
+	if merr := s.mend(ctx, l); merr != nil {
+		return fmt.Errorf("%w (%w)", err, merr)
+	}
+	_, err = s.fetch(ctx, &next, last, put)
+	return err
 }
 
-// drop frees what load took. Fetches must be over.
-func (s *layerSource) drop() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.open != nil {
-		s.open.Close()
+// fetch fetches from *next on, which it moves past each span that it brings.
+func (s *layerSource) fetch(ctx context.Context, next *int64, last int64, put func(int64, []byte) error) (*openIndex, error) {
+	if err := s.Open(ctx); err != nil {
+		return nil, err
 	}
-	s.open = nil
+	l := s.use()
+	if l == nil {
+		return nil, errDropped
+	}
+	defer l.fetches.Done()
+	return l, l.Fetch(ctx, *next, last, func(span int64, data []byte) error {
+		err := put(span, data)
+		if err == nil {
+			*next = span + 1
+		}
+		return err
+	})
 }
+
+// errDropped ends a fetch whose layer became complete, or was closed, as it began.
+var errDropped = errors.New("the layer's index is not needed any more")

@@ -15,10 +15,10 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/lacuna-snapshotter/lacuna/fetcher"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry/registrytest"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 	"github.com/lacuna-snapshotter/lacuna/internal/hostcheck"
 )
 
@@ -54,7 +54,7 @@ func LazyImage(t *testing.T, n *Node) *Image {
 func (i *Image) Index(t *testing.T, n *Node, layer int) {
 	t.Helper()
 	d := digest.FromBytes(i.Layers[layer])
-	if _, _, err := index.Create(t.Context(), bytes.NewReader(i.Layers[layer]), n.Store.Path(d), fetcher.BuildOptions{}, index.Expect{}); err != nil {
+	if _, _, err := index.Create(t.Context(), bytes.NewReader(i.Layers[layer]), n.Store.Path(d), spans.BuildOptions{}, index.Expect{}); err != nil {
 		t.Fatal(err)
 	}
 }

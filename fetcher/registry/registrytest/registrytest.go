@@ -47,8 +47,8 @@ func New(t testing.TB) *Registry {
 	return r
 }
 
-// NewTLS starts a registry with TLS and HTTP/2, ten streams a connection. Its certificate is trusted by nobody:
-// CA writes it.
+// NewTLS starts a registry with TLS and HTTP/2, ten streams a connection. No client
+// trusts its certificate by default: CA writes it.
 func NewTLS(t testing.TB) *Registry {
 	r := registry(t)
 	r.EnableHTTP2 = true
@@ -104,6 +104,14 @@ func (r *Registry) AddManifest(tag string, b []byte) digest.Digest {
 	d := digest.FromBytes(b)
 	r.manifests[tag], r.manifests[d.String()] = b, b
 	return d
+}
+
+// Remove deletes a blob or a manifest.
+func (r *Registry) Remove(d digest.Digest) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.blobs, d)
+	delete(r.manifests, d.String())
 }
 
 // AddReferrers makes the referrers API answer for a subject.

@@ -1,4 +1,4 @@
-package fetcher
+package spans
 
 import (
 	"context"
@@ -12,8 +12,8 @@ import (
 // verified, in order. The slice given to put is reused. It stops at the first
 // error; what was put before it is good.
 //
-// Bytes that turn out to be wrong are rejected, and those from there on are asked
-// for again, where the remote has another place to ask: see [Rejecter].
+// Where a span's digest is wrong the bytes are rejected, and the fetch goes on from that
+// span with another try, if the remote has another place to read from: see [Rejecter].
 func (l *Layer) Fetch(ctx context.Context, first, last int64, put func(span int64, data []byte) error) error {
 	out := &assembler{m: l.Map, next: first, last: last, put: put, buf: make([]byte, l.Map.SpanSize)}
 	for range maxPlaces {
@@ -31,8 +31,8 @@ func (l *Layer) Fetch(ctx context.Context, first, last int64, put func(span int6
 const maxPlaces = 16
 
 // Rejecter is what a Remote's reader may be as well. Reject says that the bytes read
-// so far are wrong. It returns nil where reading them anew may bring others, and else
-// the error to report, which wraps cause.
+// so far are wrong. It returns nil where reading them again may bring others, and
+// otherwise the error to report, which wraps cause.
 type Rejecter interface {
 	Reject(cause error) error
 }

@@ -1,4 +1,4 @@
-package fetcher
+package spans
 
 import (
 	"bytes"
@@ -107,19 +107,19 @@ func TestFetch(t *testing.T) {
 	}
 }
 
-func TestGrow(t *testing.T) {
+func TestWiden(t *testing.T) {
 	f := newFixture(t, 60, BuildOptions{SpanSize: 16 << 10})
 	m := f.layer.Map
 	grown := int64(0)
 	for i := range m.Spans() {
-		first, last := f.layer.Grow(i, i+1, true)
+		first, last := f.layer.Widen(i, i+1, true)
 		if first > i || last < i+1 {
 			t.Fatalf("span %d grew to [%d,%d)", i, first, last)
 		}
 		if m.Fetched(first, i+1) != m.Fetched(i, i+1) {
 			t.Errorf("growing %d back to %d costs bytes", i, first)
 		}
-		if free, end := f.layer.Grow(i, i+1, false); free != first || end != i+1 {
+		if free, end := f.layer.Widen(i, i+1, false); free != first || end != i+1 {
 			t.Errorf("span %d grew to [%d,%d), when missed to [%d,%d)", i, free, end, first, last)
 		}
 		from, _ := m.span(first)
@@ -188,7 +188,7 @@ func TestFetchNeverGivesWrongBytes(t *testing.T) {
 	}
 	change := func(f func(m *Map)) *Layer {
 		m := *base.layer.Map
-		m.Extents = append([]Extent(nil), m.Extents...)
+		m.Sections = append([]Section(nil), m.Sections...)
 		m.Checkpoints = append([]Checkpoint(nil), m.Checkpoints...)
 		m.Stops = append([]PackedOffset(nil), m.Stops...)
 		m.Digests = append([]Digest(nil), m.Digests...)
@@ -197,7 +197,7 @@ func TestFetchNeverGivesWrongBytes(t *testing.T) {
 	}
 	r := rand.New(rand.NewPCG(3, 3))
 	try("span digest", change(func(m *Map) { m.Digests[n/2][0] ^= 1 }), nil)
-	try("stream offset", change(func(m *Map) { m.Extents[len(m.Extents)/2].Stream++ }), nil)
+	try("stream offset", change(func(m *Map) { m.Sections[len(m.Sections)/2].Stream++ }), nil)
 	try("checkpoint bit", change(func(m *Map) { m.Checkpoints[3].Bit++ }), nil)
 	try("checkpoint place", change(func(m *Map) { m.Checkpoints[3].Stream++ }), nil)
 	try("checkpoint's window", change(func(m *Map) { m.Checkpoints[3].Window = false }), nil)
@@ -210,7 +210,7 @@ func TestFetchNeverGivesWrongBytes(t *testing.T) {
 		l := change(func(m *Map) {
 			c := &m.Checkpoints[1+r.IntN(len(m.Checkpoints)-1)]
 			c.Bit += r.Int64N(2000) - 1000
-			m.Extents[r.IntN(len(m.Extents))].Stream += StreamOffset(r.Int64N(200))
+			m.Sections[r.IntN(len(m.Sections))].Stream += StreamOffset(r.Int64N(200))
 			if m.Check() != nil {
 				*m = *base.layer.Map // the check has caught it
 				m.Digests = append([]Digest(nil), m.Digests...)
@@ -250,15 +250,15 @@ func TestMapCheck(t *testing.T) {
 		"stops":             func(m *Map) { m.Stops = m.Stops[1:] },
 		"stops order":       func(m *Map) { m.Stops[1] = m.Stops[0] - 1 },
 		"stops end":         func(m *Map) { m.Stops[len(m.Stops)-1] = PackedOffset(m.PackedSize + 1) },
-		"extents order":     func(m *Map) { m.Extents[1].Blob = 0 },
-		"extents overlap":   func(m *Map) { m.Extents[0].Len += 4096 },
-		"extents end":       func(m *Map) { m.Extents[len(m.Extents)-1].Len = m.BlobSize },
+		"sections order":    func(m *Map) { m.Sections[1].Blob = 0 },
+		"sections overlap":  func(m *Map) { m.Sections[0].Len += 4096 },
+		"sections end":      func(m *Map) { m.Sections[len(m.Sections)-1].Len = m.BlobSize },
 		"first checkpoint":  func(m *Map) { m.Checkpoints = m.Checkpoints[1:] },
 		"checkpoints order": func(m *Map) { m.Checkpoints[1].Stream = 0 },
 		"checkpoints end":   func(m *Map) { m.Checkpoints[len(m.Checkpoints)-1].Bit = m.PackedSize * 8 },
 	} {
 		m := *f.layer.Map
-		m.Extents = append([]Extent(nil), m.Extents...)
+		m.Sections = append([]Section(nil), m.Sections...)
 		m.Checkpoints = append([]Checkpoint(nil), m.Checkpoints...)
 		m.Stops = append([]PackedOffset(nil), m.Stops...)
 		if err := m.Check(); err != nil {

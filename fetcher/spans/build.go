@@ -1,4 +1,4 @@
-package fetcher
+package spans
 
 import (
 	"context"
@@ -120,7 +120,7 @@ func inflateLayer(ctx context.Context, packed io.Reader, opts BuildOptions, m *M
 	r := inflate.NewReader(counted, inflate.Recorder{
 		Spacing: opts.Spacing,
 		Grain:   opts.Grain,
-		Checkpoint: func(c inflate.Checkpoint) {
+		Point: func(c inflate.Point) {
 			m.Checkpoints = append(m.Checkpoints, Checkpoint{Bit: c.In, Stream: StreamOffset(c.Out), Window: c.Window != nil})
 			if c.Window == nil {
 				return
@@ -184,7 +184,7 @@ func (c *counter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// spanHasher makes the spans' digests from extents in blob order.
+// spanHasher makes the spans' digests from sections in blob order.
 type spanHasher struct {
 	m     *Map
 	h     hash.Hash
@@ -195,7 +195,7 @@ type spanHasher struct {
 }
 
 func (s *spanHasher) extent(e erofs.Extent, r io.Reader) error {
-	s.m.Extents = append(s.m.Extents, Extent{BlobOffset(e.Blob), StreamOffset(e.Stream), e.Len})
+	s.m.Sections = append(s.m.Sections, Section{BlobOffset(e.Blob), StreamOffset(e.Stream), e.Len})
 	s.pad(e.Blob)
 	for left := e.Len; left > 0; {
 		n, err := r.Read(s.buf[:min(left, int64(len(s.buf)))])

@@ -12,41 +12,43 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Blob is random access to one blob.
-type Blob struct {
-	repo    *Repository
-	desc    v1.Descriptor
-	patient bool
-	liars   liars
+// Content is random access to the bytes that a descriptor names, as a packed layer:
+// what the distribution specification calls a blob.
+type Content struct {
+	repo       *Repository
+	desc       v1.Descriptor
+	patient    bool
+	distrusted distrusted
 
 	// target is where the registry last redirected to, often a signed URL of
 	// an object store. It saves a round trip a read until it is refused.
 	target atomic.Pointer[target]
 }
 
-// Blob returns access to a blob. It sends no request.
-func (r *Repository) Blob(desc v1.Descriptor) *Blob { return &Blob{repo: r, desc: desc} }
+// Content returns access to what a descriptor names. It sends no request.
+func (r *Repository) Content(desc v1.Descriptor) *Content { return &Content{repo: r, desc: desc} }
 
 // Patient makes readers wait rather than fail: what may go well later is tried
-// until the reader's context ends. It is called before the blob is used.
-func (b *Blob) Patient() *Blob {
-	b.patient = true
-	return b
+// until the reader's context ends. It is called before the
+// content is used.
+func (c *Content) Patient() *Content {
+	c.patient = true
+	return c
 }
 
-// Size is the blob's size as its descriptor says; zero means that it is unknown.
-func (b *Blob) Size() int64 { return b.desc.Size }
+// Size is the content's size as its descriptor says; zero means that it is unknown.
+func (c *Content) Size() int64 { return c.desc.Size }
 
-// ReadAt fills p from the blob's bytes at off, or fails.
-func (b *Blob) ReadAt(ctx context.Context, p []byte, off int64) error {
-	return b.ReadVerified(ctx, p, off, nil)
+// ReadAt fills p from the content's bytes at off, or fails.
+func (c *Content) ReadAt(ctx context.Context, p []byte, off int64) error {
+	return c.ReadVerified(ctx, p, off, nil)
 }
 
 // ReadVerified is ReadAt with a check of the bytes. Where verify, if not nil, fails,
 // they are read again from the next host; when no host is left, the error is a
 // [*BadBytesError].
-func (b *Blob) ReadVerified(ctx context.Context, p []byte, off int64, verify func(p []byte) error) error {
-	return b.verified(ctx, off, int64(len(p)), func(r io.Reader) error {
+func (c *Content) ReadVerified(ctx context.Context, p []byte, off int64, verify func(p []byte) error) error {
+	return c.verified(ctx, off, int64(len(p)), func(r io.Reader) error {
 		_, err := io.ReadFull(r, p)
 		if err == nil && verify != nil {
 			err = verify(p)
@@ -56,10 +58,10 @@ func (b *Blob) ReadVerified(ctx context.Context, p []byte, off int64, verify fun
 	})
 }
 
-// ReadStart returns the blob's first n bytes, as ReadVerified reads them. It makes
+// ReadStart returns the content's first n bytes, as ReadVerified reads them. It makes
 // room for them as they arrive, so that a promise costs nothing.
-func (b *Blob) ReadStart(ctx context.Context, n int64, verify func(p []byte) error) (p []byte, err error) {
-	err = b.verified(ctx, 0, n, func(r io.Reader) error {
+func (c *Content) ReadStart(ctx context.Context, n int64, verify func(p []byte) error) (p []byte, err error) {
+	err = c.verified(ctx, 0, n, func(r io.Reader) error {
 		if p, err = io.ReadAll(r); err != nil {
 			return err
 		}
@@ -70,9 +72,9 @@ func (b *Blob) ReadStart(ctx context.Context, n int64, verify func(p []byte) err
 
 // verified calls read with readers of other hosts as long as it says that the bytes
 // are wrong and there are any.
-func (b *Blob) verified(ctx context.Context, off, n int64, read func(io.Reader) error) error {
+func (c *Content) verified(ctx context.Context, off, n int64, read func(io.Reader) error) error {
 	for {
-		r := b.open(ctx, off, n)
+		r := c.open(ctx, off, n)
 		err := read(r)
 		r.Close()
 		var wrong *wrongError
@@ -95,17 +97,17 @@ func wrongBytes(err error) error {
 	return &wrongError{err}
 }
 
-// Open returns a reader of the blob's bytes [off, off+n). A body that breaks
+// Open returns a reader of the content's bytes [off, off+n). A body that breaks
 // off is continued with another request, within the retry policy; the reader
 // gives n bytes or an error. It must be closed, and lives no longer than ctx.
 //
-// The bytes are not verified. Whoever finds them wrong says so with the reader's
-// method Reject(cause error) error; see [fetcher.Rejecter].
-func (b *Blob) Open(ctx context.Context, off, n int64) io.ReadCloser { return b.open(ctx, off, n) }
+// The bytes are not verified. A caller that finds them wrong says so with the reader's
+// method Reject(cause error) error; see [spans.Rejecter].
+func (c *Content) Open(ctx context.Context, off, n int64) io.ReadCloser { return c.open(ctx, off, n) }
 
-func (b *Blob) open(ctx context.Context, off, n int64) *blobReader {
+func (c *Content) open(ctx context.Context, off, n int64) *contentReader {
 	ctx, cancel := context.WithCancel(ctx)
-	return &blobReader{blob: b, ctx: ctx, cancel: cancel, off: off, end: off + n}
+	return &contentReader{content: c, ctx: ctx, cancel: cancel, off: off, end: off + n}
 }
 
 // target is a redirect's target. It is asked as the host that it came from would:
@@ -117,30 +119,30 @@ type target struct {
 
 // request goes to the last redirect's target, and to the registry where there
 // is none or it is refused.
-func (r *blobReader) request(ctx context.Context) (*answer, error) {
-	b := r.blob
+func (r *contentReader) request(ctx context.Context) (*answer, error) {
+	of := r.content
 	c := call{
-		op: r.op(), path: "blobs/" + b.desc.Digest.String(), cap: blobCapability,
+		op: r.op(), path: "blobs/" + of.desc.Digest.String(), cap: contentCapability,
 		header: http.Header{"Range": {fmt.Sprintf("bytes=%d-%d", r.off, r.end-1)}},
 		accept: []int{http.StatusPartialContent, http.StatusOK},
-		check:  r.checkRange, last: b.liars.since,
+		check:  r.checkRange, last: of.distrusted.since,
 	}
-	if t := b.target.Load(); t != nil {
-		a, err := b.repo.sendTarget(ctx, t, c)
+	if t := of.target.Load(); t != nil {
+		a, err := of.repo.sendTarget(ctx, t, c)
 		if err == nil {
 			return a, nil
 		}
 		if ctx.Err() != nil {
-			return nil, b.repo.failure(c, t.req.URL.Host, 0, err)
+			return nil, of.repo.failure(c, t.req.URL.Host, 0, err)
 		}
-		b.target.CompareAndSwap(t, nil)
+		of.target.CompareAndSwap(t, nil)
 	}
-	a, err := b.repo.send(ctx, c)
+	a, err := of.repo.send(ctx, c)
 	if err != nil {
 		return nil, err
 	}
 	if a.Request.URL.RawQuery != "" && a.Request.Header.Get("Authorization") == "" && a.Request.URL.Host != a.from.Host {
-		b.target.Store(&target{req: a.Request, from: a.from})
+		of.target.Store(&target{req: a.Request, from: a.from})
 	}
 	return a, nil
 }
@@ -167,22 +169,22 @@ func (r *Repository) sendTarget(ctx context.Context, t *target, c call) (*answer
 }
 
 // checkRange accepts 206 with the range that was asked, or its beginning, and 200.
-func (r *blobReader) checkRange(resp *http.Response) error {
-	size := r.blob.desc.Size
+func (r *contentReader) checkRange(resp *http.Response) error {
+	size := r.content.desc.Size
 	if resp.StatusCode == http.StatusPartialContent {
 		var first, last, total int64
 		got := resp.Header.Get("Content-Range")
 		n, _ := fmt.Sscanf(got, "bytes %d-%d/%d", &first, &last, &total)
 		if n < 2 || first != r.off || last > r.end-1 || last < first || n == 3 && size > 0 && total != size {
-			return fmt.Errorf("%w: %q of a blob of %d bytes", ErrRange, got, size)
+			return fmt.Errorf("%w: %q of content of %d bytes", ErrRange, got, size)
 		}
 	} else if resp.ContentLength >= 0 && size > 0 && resp.ContentLength != size {
-		return fmt.Errorf("%w: a whole body of %d bytes for a blob of %d", ErrRange, resp.ContentLength, size)
+		return fmt.Errorf("%w: a whole body of %d bytes for content of %d", ErrRange, resp.ContentLength, size)
 	}
 	return nil
 }
 
-// blobCapability is what a host must have to be asked for blobs.
-const blobCapability = docker.HostCapabilityPull
+// contentCapability is what a host must have to be asked for content.
+const contentCapability = docker.HostCapabilityPull
 
 var errStall = errors.New("no byte arrived")

@@ -1,16 +1,16 @@
-package fetcher
+package spans
 
 import "crypto/sha256"
 
 // assembler lays stream bytes out as the blob has them and verifies spans.
 type assembler struct {
-	m      *Map
-	next   int64 // span in buf
-	last   int64
-	put    func(int64, []byte) error
-	buf    []byte
-	extent int // first extent that may have bytes to come
-	ready  bool
+	m       *Map
+	next    int64 // span in buf
+	last    int64
+	put     func(int64, []byte) error
+	buf     []byte
+	section int // first section that may have bytes to come
+	ready   bool
 }
 
 // stream takes bytes of the stream that start at off. Calls are in order.
@@ -18,10 +18,10 @@ func (a *assembler) stream(off StreamOffset, data []byte) error {
 	end := off + StreamOffset(len(data))
 	if !a.ready {
 		from, _ := a.m.span(a.next)
-		a.extent, a.ready = a.m.extentAt(from), true
+		a.section, a.ready = a.m.sectionAt(from), true
 	}
-	for a.next < a.last && a.extent < len(a.m.Extents) {
-		e := a.m.Extents[a.extent]
+	for a.next < a.last && a.section < len(a.m.Sections) {
+		e := a.m.Sections[a.section]
 		lo, hi := a.m.span(a.next)
 		if e.Blob >= hi {
 			if err := a.finish(); err != nil {
@@ -29,7 +29,7 @@ func (a *assembler) stream(off StreamOffset, data []byte) error {
 			}
 			continue
 		}
-		// The part of the extent in this span, in the stream's terms.
+		// The part of the section in this span, in the stream's terms.
 		from := e.Stream + StreamOffset(max(0, lo-e.Blob))
 		to := e.Stream + StreamOffset(min(e.Len, int64(hi-e.Blob)))
 		if from >= end {
@@ -44,7 +44,7 @@ func (a *assembler) stream(off StreamOffset, data []byte) error {
 			return nil
 		}
 		if to == e.Stream+StreamOffset(e.Len) {
-			a.extent++
+			a.section++
 		} else if err := a.finish(); err != nil {
 			return err
 		}

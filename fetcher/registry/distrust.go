@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// BadBytesError says that the bytes of a blob are wrong wherever they are read.
+// BadBytesError says that the bytes of content are wrong wherever they are read.
 type BadBytesError struct {
 	Repo  string
 	Hosts []string // that gave them
@@ -22,9 +22,9 @@ func (e *BadBytesError) Error() string {
 // Unwrap returns the verification's error.
 func (e *BadBytesError) Unwrap() error { return e.Err }
 
-// liars are the hosts that gave wrong bytes of a blob: they are asked after all
-// others, for a time in which a mirror may have mended what it keeps.
-type liars struct {
+// distrusted are the hosts that gave wrong bytes of some content: they are asked after
+// all others, for a time in which a mirror may have repaired what it keeps.
+type distrusted struct {
 	mu   sync.Mutex
 	last map[string]time.Time // by base URL
 }
@@ -32,7 +32,7 @@ type liars struct {
 const distrust = 10 * time.Minute
 
 // since is when a host gave wrong bytes last, or zero.
-func (l *liars) since(key string) time.Time {
+func (l *distrusted) since(key string) time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if t := l.last[key]; time.Since(t) < distrust {
@@ -41,7 +41,7 @@ func (l *liars) since(key string) time.Time {
 	return time.Time{}
 }
 
-func (l *liars) add(key string) {
+func (l *distrusted) add(key string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.last == nil {
@@ -51,27 +51,27 @@ func (l *liars) add(key string) {
 }
 
 // Reject says that the bytes read so far are not those they should be. It returns
-// nil where another host may have others: then they are read anew, with another
-// reader. Otherwise it returns a [*BadBytesError] that wraps cause.
-func (r *blobReader) Reject(cause error) error {
-	b := r.blob
-	y, timer := b.repo.client.troubles.begin(b.repo)
+// nil where another host may have others: then the caller reads them again, with
+// another reader. Otherwise it returns a [*BadBytesError] that wraps cause.
+func (r *contentReader) Reject(cause error) error {
+	of := r.content
+	y, timer := of.repo.client.troubles.begin(of.repo)
 	timer.Stop()
 	for _, h := range r.asked {
-		b.liars.add(h.key)
-		b.repo.client.troubles.set(y, b.repo.registry, fmt.Sprintf("%s gave wrong bytes: %v", h.key, cause), false)
+		of.distrusted.add(h.key)
+		of.repo.client.troubles.set(y, of.repo.registry, fmt.Sprintf("%s gave wrong bytes: %v", h.key, cause), false)
 	}
-	b.target.Store(nil)
-	set, err := b.repo.client.hostsOf(b.repo.registry)
+	of.target.Store(nil)
+	set, err := of.repo.client.hostsOf(of.repo.registry)
 	if err != nil {
 		return err
 	}
 	var bad []string
 	for _, h := range set.hosts {
-		if !h.Capabilities.Has(blobCapability) {
+		if !h.Capabilities.Has(contentCapability) {
 			continue
 		}
-		if b.liars.since(h.key).IsZero() {
+		if of.distrusted.since(h.key).IsZero() {
 			return nil
 		}
 		bad = append(bad, h.key)
@@ -81,5 +81,5 @@ func (r *blobReader) Reject(cause error) error {
 			bad = append(bad, h.key)
 		}
 	}
-	return &BadBytesError{Repo: b.repo.Name(), Hosts: bad, Err: cause}
+	return &BadBytesError{Repo: of.repo.Name(), Hosts: bad, Err: cause}
 }

@@ -1,4 +1,4 @@
-package fetcher
+package spans
 
 import (
 	"bytes"
@@ -15,7 +15,7 @@ import (
 // clone copies a map and all its tables.
 func clone(m *Map) *Map {
 	c := *m
-	c.Extents, c.Checkpoints = slices.Clone(m.Extents), slices.Clone(m.Checkpoints)
+	c.Sections, c.Checkpoints = slices.Clone(m.Sections), slices.Clone(m.Checkpoints)
 	c.Stops, c.Digests = slices.Clone(m.Stops), slices.Clone(m.Digests)
 	return &c
 }
@@ -53,7 +53,7 @@ func TestMapPromisesTooMuch(t *testing.T) {
 		},
 		"a segment of 1 TiB of stream": func(m *Map) {
 			m.BlobSize, m.StreamSize, m.PackedSize, m.SpanSize, m.Grain = far, far, far, maxSpanSize, maxGrain
-			m.Extents = []Extent{{Len: far}}
+			m.Sections = []Section{{Len: far}}
 			m.Checkpoints = m.Checkpoints[:1]
 			m.Digests = make([]Digest, far/maxSpanSize)
 			m.Stops = make([]PackedOffset, far/maxGrain)

@@ -1,4 +1,4 @@
-package fetcher
+package spans
 
 import (
 	"crypto/sha256"
@@ -18,9 +18,9 @@ type StreamOffset int64
 // PackedOffset is an offset in the layer as the registry has it, in bytes.
 type PackedOffset int64
 
-// Extent is a run of bytes that lie together in the blob and in the stream.
-// Blob bytes in no extent are zero.
-type Extent struct {
+// Section is a run of bytes that lie together in the blob and in the stream.
+// Blob bytes in no section are zero.
+type Section struct {
 	Blob   BlobOffset
 	Stream StreamOffset
 	Len    int64
@@ -48,7 +48,7 @@ type Map struct {
 	SpanSize int64 // bytes of blob in a span, a multiple of 4096
 	Grain    int64 // bytes of stream between stops
 
-	Extents     []Extent       // ascending in both spaces, not overlapping
+	Sections    []Section      // ascending in both spaces, not overlapping
 	Checkpoints []Checkpoint   // ascending; the first is at stream offset 0
 	Stops       []PackedOffset // Stops[i] is enough input for Grain*(i+1) bytes of stream, or for all
 	Digests     []Digest       // of each span; the last may be short
@@ -106,10 +106,10 @@ func (m *Map) Check() error {
 	}
 	var blob BlobOffset
 	var stream StreamOffset
-	for i, e := range m.Extents {
+	for i, e := range m.Sections {
 		if e.Blob < blob || e.Stream < stream || e.Len <= 0 ||
 			e.Len > m.BlobSize-int64(e.Blob) || e.Len > m.StreamSize-int64(e.Stream) {
-			return bad("extent %d: %+v", i, e)
+			return bad("section %d: %+v", i, e)
 		}
 		blob, stream = e.Blob+BlobOffset(e.Len), e.Stream+StreamOffset(e.Len)
 	}
@@ -132,8 +132,8 @@ func (m *Map) Check() error {
 
 // Counts is how many items a map's tables have.
 type Counts struct {
-	Stops, Digests       int64 // exactly
-	Checkpoints, Extents int64 // at most
+	Stops, Digests        int64 // exactly
+	Checkpoints, Sections int64 // at most
 }
 
 // minSpacing is the least stream between two checkpoints, on average: far below
@@ -163,7 +163,7 @@ func (m *Map) Counts() (Counts, error) {
 	}
 	return Counts{
 		Stops: (m.StreamSize + m.Grain - 1) / m.Grain, Digests: m.Spans(),
-		Checkpoints: m.StreamSize/minSpacing + 1, Extents: m.StreamSize,
+		Checkpoints: m.StreamSize/minSpacing + 1, Sections: m.StreamSize,
 	}, nil
 }
 
@@ -195,10 +195,10 @@ func (m *Map) span(i int64) (from, to BlobOffset) {
 	return BlobOffset(i * m.SpanSize), BlobOffset(min((i+1)*m.SpanSize, m.BlobSize))
 }
 
-// extentAt is the index of the first extent that ends after off.
-func (m *Map) extentAt(off BlobOffset) int {
-	return sort.Search(len(m.Extents), func(i int) bool {
-		return m.Extents[i].Blob+BlobOffset(m.Extents[i].Len) > off
+// sectionAt is the index of the first section that ends after off.
+func (m *Map) sectionAt(off BlobOffset) int {
+	return sort.Search(len(m.Sections), func(i int) bool {
+		return m.Sections[i].Blob+BlobOffset(m.Sections[i].Len) > off
 	})
 }
 
@@ -206,27 +206,27 @@ func (m *Map) extentAt(off BlobOffset) int {
 // shares its spans with others.
 func (m *Map) File(span int64) (first, last int64) {
 	_, to := m.span(span)
-	i := m.extentAt(to - 1)
-	if i == len(m.Extents) {
+	i := m.sectionAt(to - 1)
+	if i == len(m.Sections) {
 		return span, span + 1
 	}
-	e := m.Extents[i]
+	e := m.Sections[i]
 	return min(span, int64(e.Blob)/m.SpanSize), max(span+1, (int64(e.Blob)+e.Len-1)/m.SpanSize+1)
 }
 
 // streamRange is the part of the stream that the blob range needs; ok is false
 // where it needs none.
 func (m *Map) streamRange(from, to BlobOffset) (first, end StreamOffset, ok bool) {
-	i, j := m.extentAt(from), m.extentAt(to)
-	if i == len(m.Extents) || m.Extents[i].Blob >= to {
+	i, j := m.sectionAt(from), m.sectionAt(to)
+	if i == len(m.Sections) || m.Sections[i].Blob >= to {
 		return 0, 0, false
 	}
-	e := m.Extents[i]
+	e := m.Sections[i]
 	first = e.Stream + StreamOffset(max(0, from-e.Blob))
-	if j < len(m.Extents) && m.Extents[j].Blob < to {
-		return first, m.Extents[j].Stream + StreamOffset(to-m.Extents[j].Blob), true
+	if j < len(m.Sections) && m.Sections[j].Blob < to {
+		return first, m.Sections[j].Stream + StreamOffset(to-m.Sections[j].Blob), true
 	}
-	e = m.Extents[j-1]
+	e = m.Sections[j-1]
 	return first, e.Stream + StreamOffset(e.Len), true
 }
 

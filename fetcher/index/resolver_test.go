@@ -1,0 +1,267 @@
+package index
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/registry/registrytest"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
+)
+
+// published is an image with an index in a registry.
+type published struct {
+	reg        *registrytest.Registry
+	image      *Image
+	layers     []testLayer
+	artifact   digest.Digest
+	contents   []digest.Digest // of the layers' indexes
+	prediction *Prediction
+	versions   int
+}
+
+func publishedImage(t *testing.T, layers int) *published {
+	t.Helper()
+	p := &published{reg: registrytest.New(t)}
+	for i := range layers {
+		p.layers = append(p.layers, gzipLayer(t, layertest.Tar(t, 8, uint64(i))))
+	}
+	addImage(t, p.reg, "latest", "amd64", p.layers...)
+	p.image = resolve(t, p.reg.Ref("latest"))
+	p.prediction = &Prediction{Layers: []digest.Digest{p.image.Layers[0].Digest}, Spans: [][3]int64{{0, 0, 1}}}
+	return p
+}
+
+// publish puts an index of the first layers, made with options, in the place of the
+// one that is there, which it deletes.
+func (p *published) publish(t *testing.T, layers int, o spans.BuildOptions) {
+	t.Helper()
+	for _, d := range append(p.contents, p.artifact) {
+		p.reg.Remove(d)
+	}
+	p.contents = nil
+	var entries []Entry
+	for _, l := range p.layers[:layers] {
+		h, path := createIndex(t, l.packed, o)
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		content := v1.Descriptor{Digest: p.reg.AddBlob(b), Size: int64(len(b))}
+		p.contents = append(p.contents, content.Digest)
+		entries = append(entries, Entry{Layer: digest.FromBytes(l.packed), HeadSize: h.Size, HeadDigest: digest.FromBytes(b[:h.Size]), Content: content})
+	}
+	p.versions++
+	raw, err := json.Marshal(p.prediction)
+	if err != nil {
+		t.Fatal(err)
+	}
+	prediction := v1.Descriptor{MediaType: PredictionType, Digest: p.reg.AddBlob(raw), Size: int64(len(raw))}
+	body, err := encodeArtifact(p.image.Manifest, prediction, entries, fmt.Sprintf("2026-01-01T00:00:%02dZ", p.versions))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.artifact = p.reg.AddManifest("index", body)
+	d := v1.Descriptor{MediaType: v1.MediaTypeImageManifest, ArtifactType: ArtifactType, Digest: p.artifact, Size: int64(len(body))}
+	list, err := json.Marshal(v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, Manifests: []v1.Descriptor{d}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.reg.AddReferrers(p.image.Manifest.Digest, list)
+}
+
+func (p *published) want(i int) Want {
+	w := Want{Ref: p.reg.Ref("latest"), Manifest: p.image.Manifest.Digest, Layer: p.image.Layers[i].Digest}
+	for _, l := range p.image.Layers[i:] {
+		w.Above = append(w.Above, l.Digest)
+	}
+	return w
+}
+
+// asked is how many requests were about a path.
+func (p *published) asked(path string) (n int) {
+	for _, r := range p.reg.Requests() {
+		if strings.Contains(r, path) {
+			n++
+		}
+	}
+	return n
+}
+
+func testResolver(t *testing.T) *Resolver {
+	t.Helper()
+	return NewResolver(testClient(t), testStore(t), slog.New(slog.DiscardHandler))
+}
+
+// later makes what a resolver remembers older.
+func (r *Resolver) later(by time.Duration) {
+	r.answers.mu.Lock()
+	defer r.answers.mu.Unlock()
+	for k, a := range r.answers.list {
+		a.at = a.at.Add(-by)
+		r.answers.list[k] = a
+	}
+}
+
+// TestOneAnswerForAnImage finds all layers of an image with one question, and has the
+// heads of those above the first one come with it.
+func TestOneAnswerForAnImage(t *testing.T) {
+	p := publishedImage(t, 3)
+	p.publish(t, 3, spans.BuildOptions{})
+	r := testResolver(t)
+	if _, err := r.Find(t.Context(), p.want(0), testStore(t)); err != nil {
+		t.Fatal(err)
+	}
+	for i := range p.layers {
+		for tries := 0; ; tries++ {
+			_, err := r.store.Head(p.image.Layers[i].Digest)
+			if err == nil {
+				break
+			}
+			if tries > 60_000 {
+				t.Fatal("layer", i, err)
+			}
+			time.Sleep(time.Millisecond)
+		}
+		head, err := r.Find(t.Context(), p.want(i), testStore(t))
+		if err != nil || head.Map.Layer != p.image.Layers[i].Digest {
+			t.Fatal(head, err)
+		}
+	}
+	if runs, err := r.Prediction(t.Context(), p.want(0)); err != nil || !slices.Equal(runs, []Run{{0, 1}}) {
+		t.Error(runs, err)
+	}
+	if n := p.asked("/referrers/"); n != 1 {
+		t.Errorf("the registry was asked for the image's index %d times", n)
+	}
+	for _, d := range p.contents {
+		if n := p.asked(d.String()); n != 1 {
+			t.Errorf("a head was fetched %d times", n)
+		}
+	}
+}
+
+// TestIndexReplacedAndDeleted has the repository replace an image's index between two
+// layers of a pull, and delete the old one.
+func TestIndexReplacedAndDeleted(t *testing.T) {
+	p := publishedImage(t, 2)
+	p.publish(t, 2, spans.BuildOptions{})
+	r := testResolver(t)
+	first := p.want(0)
+	first.Above = nil // so that the second is not fetched beside it
+	if _, err := r.Find(t.Context(), first, testStore(t)); err != nil {
+		t.Fatal(err)
+	}
+	p.publish(t, 2, spans.BuildOptions{SpanSize: 8 << 10})
+	head, err := r.Find(t.Context(), p.want(1), testStore(t))
+	if err != nil || head.Map.SpanSize != 8<<10 {
+		t.Fatal(head, err)
+	}
+	p.prediction.Spans[0][2] = 2
+	p.publish(t, 1, spans.BuildOptions{})
+	p.reg.Remove(p.contents[0]) // what is new leads to nothing either
+	if _, err := r.Published(t.Context(), p.want(0)); err == nil {
+		t.Error("found an index that is not there")
+	}
+}
+
+// TestAnswersExpire: that there is no index holds for the layers of one pull, and that
+// a layer has none in it as well.
+func TestAnswersExpire(t *testing.T) {
+	p := publishedImage(t, 2)
+	r := testResolver(t)
+	none := func(i int) {
+		t.Helper()
+		if _, err := r.Find(t.Context(), p.want(i), testStore(t)); !errors.Is(err, ErrNone) {
+			t.Fatal(err)
+		}
+	}
+	none(0)
+	p.publish(t, 1, spans.BuildOptions{})
+	none(0)
+	r.later(keepNone)
+	if _, err := r.Find(t.Context(), p.want(0), testStore(t)); err != nil {
+		t.Fatal(err)
+	}
+	none(1)
+	p.publish(t, 2, spans.BuildOptions{})
+	none(1)
+	r.later(keepNone)
+	if _, err := r.Find(t.Context(), p.want(1), testStore(t)); err != nil {
+		t.Fatal(err)
+	}
+	p.publish(t, 2, spans.BuildOptions{SpanSize: 8 << 10})
+	r.later(keepFound)
+	if head, err := r.Published(t.Context(), p.want(0)); err != nil || head.Map.SpanSize != 8<<10 {
+		t.Error(head, err)
+	}
+	for i := range 2 * mostAnswers {
+		r.answers.remember(fmt.Sprint(i), answer{at: time.Now()})
+	}
+	if n := len(r.answers.list); n != mostAnswers {
+		t.Errorf("%d answers are remembered", n)
+	}
+}
+
+// TestFindFitting finds the index of a bootstrap that is mounted, past one of another
+// layout in the store.
+func TestFindFitting(t *testing.T) {
+	p := publishedImage(t, 1)
+	p.publish(t, 1, spans.BuildOptions{})
+	r := testResolver(t)
+	d := p.image.Layers[0].Digest
+	head, err := r.Published(t.Context(), p.want(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bootstrap := digest.FromBytes(head.Bootstrap)
+	errOther := errors.New("another layout")
+	fits := func(h *Head) error {
+		if digest.FromBytes(h.Bootstrap) != bootstrap {
+			return errOther
+		}
+		return nil
+	}
+	own := testStore(t)
+	if _, err := r.FindFitting(t.Context(), p.want(0), func(*Head) error { return errOther }, own); !errors.Is(err, errOther) {
+		t.Error("another layout:", err)
+	}
+	if _, err := r.FindFitting(t.Context(), p.want(0), fits, own); err != nil {
+		t.Fatal(err)
+	}
+	if _, found, err := own.Origin(d); !found || err != nil {
+		t.Error(found, err)
+	}
+	noIndex(t, r.store)
+
+	// The store's index is complete, and of the same layout: it needs no repository.
+	_, path := createIndex(t, p.layers[0].packed, spans.BuildOptions{})
+	if err := os.Rename(path, r.store.Path(d)); err != nil {
+		t.Fatal(err)
+	}
+	p.reg.Close()
+	temp := testStore(t)
+	if _, err := r.FindFitting(t.Context(), p.want(0), fits, temp); err != nil {
+		t.Fatal(err)
+	}
+	if err := own.Take(d, temp); err != nil {
+		t.Fatal(err)
+	}
+	if f, _, err := own.openWhole(d, own.Path(d)); err != nil {
+		t.Error(err)
+	} else {
+		f.Close()
+	}
+	noIndex(t, temp)
+}
