@@ -159,8 +159,10 @@ func TestReadyWithoutRegistry(t *testing.T) {
 				}
 			})
 			n.config = "backfill.enabled = true\nbackfill.quiet = \"0s\""
+			began := time.Now()
 			n.restart()
 			n.ctr("snapshots", "--snapshotter", "lacuna", "usage")
+			t.Logf("%d layers, and no registry: the daemon answered containerd after %s", len(layers), time.Since(began).Round(time.Millisecond))
 			if l := n.layers(); len(l.Layers) != len(layers) {
 				t.Errorf("%d layers", len(l.Layers))
 			}

@@ -117,7 +117,7 @@ func TestNoIndex(t *testing.T) {
 	if err != nil || !strings.Contains(s.Out, "ready") {
 		t.Fatalf("%q %v", s.Out, err)
 	}
-	if !strings.Contains(p.daemon.Log(), "layer is left to containerd's unpack") {
+	if !strings.Contains(p.daemon.Log(), "layer left to containerd's unpack") {
 		t.Error("the log does not say that layers were left to containerd")
 	}
 	out, err := p.env.Lacunactl(ctx, "layers")
