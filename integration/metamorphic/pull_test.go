@@ -128,6 +128,9 @@ func (s *sequence) extract(ns *namespace, layers []*layer) bool {
 			s.fail(wrongCall, "layer %s has an index and was not prepared lazily: %+v", l.name, a.Fallbacks)
 			return abandon()
 		}
+		if s.flavour == power { // an index was being replaced: the client gives up, see images
+			return abandon()
+		}
 		return s.unpack(ns, active, chain, l, mounts, files) || abandon()
 	}
 	s.must("Prepare of a layer", err)
