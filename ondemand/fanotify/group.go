@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lacuna-snapshotter/lacuna/internal/feature"
 	"github.com/lacuna-snapshotter/lacuna/internal/kernel"
 )
 
@@ -38,9 +39,13 @@ func hint(err error) string {
 	return ""
 }
 
-// Probe reports whether pre-content events work for files in dir.
+// Probe reports whether the transport works for blobs in dir: whether EROFS mounts
+// files, and pre-content events work.
 func Probe(dir string) error {
 	if err := kernel.PreContent.Check(); err != nil {
+		return err
+	}
+	if err := kernel.EROFSFile.Check(); errors.Is(err, feature.ErrMissing) { // else it is unknown
 		return err
 	}
 	group, err := NewGroup()
