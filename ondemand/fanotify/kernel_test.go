@@ -204,6 +204,53 @@ func TestKilledWithFullTable(t *testing.T) {
 	}
 }
 
+// TestLeftOfUnknownFile has a daemon die with an event in the inbox, which does not say
+// of which file it is. If the next daemon attaches another blob only, as when a layer
+// cannot be opened, filling that one must not let the reader through, who would get zeros.
+func TestLeftOfUnknownFile(t *testing.T) {
+	needKernel(t)
+	for name, attached := range map[string]string{"attached": "read", "not attached": "other"} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			group, err := NewGroup()
+			if err != nil {
+				t.Fatal(err)
+			}
+			j, err := inflight.New(InFlight)
+			if err != nil {
+				t.Fatal(err)
+			}
+			file, err := os.Create(filepath.Join(dir, "read"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(file.Truncate(kernelSpans*kernelSpan), mark(group, unix.FAN_MARK_ADD, file), file.Close()); err != nil {
+				t.Fatal(err)
+			}
+			r := startReader(t, file.Name(), 3)
+			n, err := group.Read(j.Inbox()) // killed before Received
+			if err != nil {
+				t.Fatal(err)
+			}
+			events, err := decode(j.Inbox()[:n])
+			if err != nil || len(events) != 1 {
+				t.Fatal(events, err)
+			}
+			if err := unix.Close(int(events[0].fd)); err != nil {
+				t.Fatal(err)
+			}
+			s, b := serveFile(t, group, j, filepath.Join(dir, attached), &letters{})
+			s.Recover()
+			if err := r.result(t); (err == nil) != (attached == "read") {
+				t.Errorf("the reader's error: %v", err)
+			}
+			if err := errors.Join(s.Close(), b.Close()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // TestLostTable has the same daemon killed and nobody know what it had read: those
 // readers fail, others do not.
 func TestLostTable(t *testing.T) {
