@@ -226,6 +226,50 @@ func TestMissingKeeperIsTriedAgain(t *testing.T) {
 	}
 }
 
+// TestKeeperDiesWhileADaemonStarts has a keeper die after the daemon has adopted from it
+// and before it is given what another keeper holds. The daemon starts all the same.
+func TestKeeperDiesWhileADaemonStarts(t *testing.T) {
+	dir := t.TempDir()
+	first, _ := open(t, dir)
+	r, _ := pipe(t)
+	keep(t, first, "r", r)
+	if err := first.Leave(); err != nil {
+		t.Fatal(err)
+	}
+	k, err := connect(first.socket(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(k.end(), os.Remove(first.socket(0))); err != nil {
+		t.Fatal(err)
+	}
+	dying, err := socket.Bind("unixpacket", first.socket(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer dying.Close()
+		conn, err := dying.AcceptUnix()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		_, _ = receive(conn) // cmdAdopt
+		_ = send(conn, ansDone, "", -1)
+		_, _ = receive(conn)
+	}()
+	second, found := open(t, dir)
+	if len(found) != 1 || found["r"] == nil {
+		t.Errorf("found %v", found)
+	}
+	if n := second.Keepers(); n != 2 {
+		t.Errorf("%d keepers are alive", n)
+	}
+	if err := second.ReleaseAll(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestLeaveWhileAKeeperIsMissing ends a set that waits to try again.
 func TestLeaveWhileAKeeperIsMissing(t *testing.T) {
 	dir := t.TempDir()

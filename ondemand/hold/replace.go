@@ -5,18 +5,24 @@ import (
 	"time"
 )
 
-// complete starts the keepers that are missing. One that cannot be started is tried
-// again later if there is another keeper.
+// complete starts the keepers that are missing, or have died since they were adopted
+// from. One that cannot be started is tried again later if there is another keeper.
 func (h *Holders) complete() error {
 	var errs []error
 	for i, k := range h.keepers {
-		if k == nil {
-			var err error
-			if h.keepers[i], err = h.start(i); err != nil {
-				errs = append(errs, err)
+		if k != nil {
+			err := h.fill(k)
+			if err == nil {
+				continue
 			}
-		} else if err := h.fill(k); err != nil {
-			return err
+			if !errors.Is(err, errDead) {
+				return err
+			}
+			h.log.Warn("a keeper has died; another is started", "socket", h.socket(i))
+		}
+		var err error
+		if h.keepers[i], err = h.start(i); err != nil {
+			errs = append(errs, err)
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
