@@ -19,6 +19,7 @@ func (h *Holders) complete() error {
 				return err
 			}
 			h.log.Warn("a keeper has died; another is started", "socket", h.socket(i))
+			h.silent[i] = k
 		}
 		var err error
 		if h.keepers[i], err = h.start(i); err != nil {
@@ -79,15 +80,17 @@ func (h *Holders) renew(i int) error {
 	if h.leaving {
 		return errLeaving
 	}
-	if h.keepers[i] != nil {
+	if k := h.keepers[i]; k != nil {
 		h.log.Warn("a keeper has died; another is started", "socket", h.socket(i))
+		h.silent[i] = k
 	}
 	next, err := h.start(i)
 	h.keepers[i] = next // nil after an error
 	return err
 }
 
-// start starts a keeper that holds what is held.
+// start starts a keeper that holds what is held. The one that it replaces, which held no
+// more, ends now should it not be dead.
 func (h *Holders) start(i int) (*keeper, error) {
 	k, err := startKeeper(h.socket(i), h.program.Keeper...)
 	if err != nil {
@@ -95,6 +98,10 @@ func (h *Holders) start(i int) (*keeper, error) {
 	}
 	if err := h.fill(k); err != nil {
 		return nil, errors.Join(err, k.end())
+	}
+	if old := h.silent[i]; old != nil {
+		old.dismiss()
+		h.silent[i] = nil
 	}
 	return k, nil
 }
