@@ -64,8 +64,10 @@ func adoptTable(n ondemand.Node, group, file *os.File) (*inflight.Table, error) 
 	if err != nil {
 		return nil, err
 	}
-	err = descriptor.Use(table.File(), func(fd int) error { return n.Holder.Hold(tableLabel, fd) })
-	return table, err
+	if err := descriptor.Use(table.File(), func(fd int) error { return n.Holder.Hold(tableLabel, fd) }); err != nil {
+		return nil, errors.Join(err, table.Close())
+	}
+	return table, nil
 }
 
 // Open implements ondemand.Driver.

@@ -163,6 +163,16 @@ func (r *reader) mustRead(t *testing.T) {
 // small is an in-flight table that must grow.
 var small = inflight.Shape{Inbox: InFlight.Inbox, Slot: InFlight.Slot, Slots: 2}
 
+// duplicate is a table's file for the next daemon, as holders have it.
+func duplicate(t *testing.T, j *inflight.Table) *os.File {
+	t.Helper()
+	fd, err := unix.FcntlInt(j.File().Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return os.NewFile(uintptr(fd), "table")
+}
+
 // TestKilledWithFullTable has more readers wait than the in-flight table has room for at
 // first, when the daemon, another process, is killed. The next one answers them
 // all, and readers whose events get their numbers.
@@ -196,10 +206,13 @@ func TestKilledWithFullTable(t *testing.T) {
 	for _, r := range readers {
 		r.mustRead(t)
 	}
+	table := duplicate(t, j)
 	if err := errors.Join(s.Close(), b.Close()); err != nil {
 		t.Error(err)
 	}
-	if left := j.Left(); len(left.Slots) != 0 {
+	if j, err := inflight.Open(table, small); err != nil {
+		t.Error(err)
+	} else if left := j.Left(); len(left.Slots) != 0 {
 		t.Errorf("%d requests are left though all are answered", len(left.Slots))
 	}
 }
@@ -409,6 +422,7 @@ func TestClosedBeforeRecover(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	table := duplicate(t, j)
 	if err := unix.SetNonblock(next, true); err != nil { // Fd has changed it
 		t.Fatal(err)
 	}
@@ -440,11 +454,11 @@ func TestClosedBeforeRecover(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
+	if j, err = inflight.Open(table, InFlight); err != nil {
+		t.Fatal(err)
+	}
 	if len(j.Left().Slots) == 0 {
 		t.Error("the in-flight table has nothing for the next daemon")
-	}
-	if j, err = inflight.Open(j.File(), InFlight); err != nil {
-		t.Fatal(err)
 	}
 	s, b := serveFile(t, os.NewFile(uintptr(next), "group"), j, path, &letters{})
 	s.Recover()
