@@ -36,6 +36,12 @@ func (Driver) Labels() []string { return []string{tableLabel, groupLabel} }
 // without it holes read as zeros.
 func (Driver) Adopts(a ondemand.Adopted) bool { return a[groupLabel] != nil }
 
+// Idle implements ondemand.Driver.
+func (Driver) Idle(a ondemand.Adopted) bool {
+	list, err := marks(a[groupLabel])
+	return err == nil && len(list) == 0
+}
+
 // Adopt implements ondemand.Driver.
 func (Driver) Adopt(n ondemand.Node, a ondemand.Adopted) (ondemand.Transport, error) {
 	group := a.Take(groupLabel)

@@ -77,7 +77,11 @@ func RunDriver(t *testing.T, driver func(dir string) ondemand.Driver) {
 	adopted := false
 	f := newFixture(t, Kind{New: func(t *testing.T, dir string, engine *ondemand.Engine) ondemand.Transport {
 		t.Helper()
-		drivers := ondemand.Drivers{driver(dir)}
+		d := driver(dir)
+		drivers := ondemand.Drivers{d}
+		if a := h.adopted(); d.Adopts(a) && d.Idle(a) {
+			t.Error("idle, though a file system is mounted")
+		}
 		node := ondemand.Node{Engine: engine, Holder: h, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 		opened, err := drivers.Adopt(ondemand.Auto, node, h.adopted())
 		if err == nil && opened == nil {
