@@ -46,6 +46,9 @@ type Driver interface {
 	// Adopts reports whether what was held is enough to serve the mounts of an
 	// earlier daemon.
 	Adopts(a Adopted) bool
+	// Idle reports whether no mount needs what was held, false where the driver cannot
+	// tell. Adopts is true.
+	Idle(a Adopted) bool
 	// Adopt serves the mounts of an earlier daemon. It takes what is its own from
 	// what was held, which is held on. Adopts is true.
 	Adopt(n Node, a Adopted) (Transport, error)
@@ -72,27 +75,56 @@ type Opened struct {
 // Adopt serves what an earlier daemon left, nil where that is not enough for any
 // driver. What cannot be used is released: readers of a device that no daemon reads
 // would wait for ever. Want is a driver's name or Auto; an earlier daemon's transport
-// of another kind is an error.
+// of another kind is an error if it is not idle.
 func (l Drivers) Adopt(want string, n Node, a Adopted) (*Opened, error) {
-	for _, d := range l {
-		if !d.Adopts(a) {
-			if err := release(n.Holder, a, d.Labels()); err != nil {
-				return nil, err
-			}
-			continue
-		}
-		if want != Auto && want != d.Name() {
-			return nil, fmt.Errorf("layers are mounted with transport %s, the configuration says %s: keep it, or remove the containers and images first", d.Name(), want)
-		}
-		n.Log.Info("adopting an earlier daemon's transport", "transport", d.Name())
-		t, err := d.Adopt(n, a)
-		if err != nil {
-			return nil, fmt.Errorf("adopt transport %s: %w", d.Name(), err)
-		}
-		return &Opened{Transport: t, Labels: d.Labels(), Adopted: true}, nil
+	d, useless := l.choose(want, a)
+	if d != nil && want != Auto && want != d.Name() {
+		return nil, fmt.Errorf("layers are mounted with transport %s, the configuration says %s: keep it, or remove the containers and images first", d.Name(), want)
 	}
-	releaseRest(n, a)
-	return nil, nil
+	for _, u := range useless {
+		if err := release(n.Holder, a, u.Labels()); err != nil {
+			return nil, err
+		}
+	}
+	if d == nil {
+		releaseRest(n, a)
+		return nil, nil
+	}
+	n.Log.Info("adopting an earlier daemon's transport", "transport", d.Name())
+	t, err := d.Adopt(n, a)
+	if err != nil {
+		return nil, fmt.Errorf("adopt transport %s: %w", d.Name(), err)
+	}
+	for label := range a {
+		n.Log.Warn("a descriptor is held on that this transport does not use: mounts of another may need it", "label", label, "error", a.Take(label).Close())
+	}
+	return &Opened{Transport: t, Labels: d.Labels(), Adopted: true}, nil
+}
+
+// choose returns the driver that adopts, nil where none does, and those whose
+// descriptors are of no use. There may be two that could: a start that failed, of a
+// build that did not release what it held, has left a transport beside the one that has
+// mounts.
+func (l Drivers) choose(want string, a Adopted) (chosen Driver, useless []Driver) {
+	var idle []Driver
+	for _, d := range l {
+		switch {
+		case !d.Adopts(a):
+			useless = append(useless, d)
+		case d.Idle(a):
+			idle = append(idle, d)
+		case chosen == nil:
+			chosen = d
+		} // else it has mounts too, and is held on
+	}
+	for _, d := range idle {
+		if chosen == nil && (want == Auto || want == d.Name()) {
+			chosen = d
+		} else {
+			useless = append(useless, d)
+		}
+	}
+	return chosen, useless
 }
 
 // releaseRest releases what is of no use without what was released before it, such as

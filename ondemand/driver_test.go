@@ -59,6 +59,7 @@ type testDriver struct {
 	t      *testing.T
 	name   string
 	err    error           // of Open and Adopt
+	idle   bool            // nothing of it is mounted
 	opened []*testDelegate // all that it has opened
 }
 
@@ -73,6 +74,7 @@ func (d *testDelegate) Close() error { d.closed = true; return nil }
 func (d *testDriver) Name() string          { return d.name }
 func (d *testDriver) Labels() []string      { return []string{d.name + " table", d.name + " device"} }
 func (d *testDriver) Adopts(a Adopted) bool { return a[d.Labels()[1]] != nil }
+func (d *testDriver) Idle(Adopted) bool     { return d.idle }
 func (d *testDriver) open() (Transport, error) { // also Adopt's
 	if d.err != nil {
 		return nil, d.err
@@ -174,5 +176,47 @@ func TestAdoptReleasesWhatIsOfNoUse(t *testing.T) {
 	_, err = Drivers{first, second}.Adopt("first", testNode(h), h.adopted(t))
 	if err == nil || !strings.Contains(err.Error(), "mounted with transport second") {
 		t.Error(err)
+	}
+}
+
+// TestAdoptsWhatHasMounts has two transports be held, as a start leaves them that failed
+// without releasing the first.
+func TestAdoptsWhatHasMounts(t *testing.T) {
+	all := []string{"first device", "first table", "second device", "second table"}
+	for name, c := range map[string]struct {
+		first, second bool // idle
+		want          string
+		adopted       string
+		held          []string
+	}{
+		"the second has mounts":      {true, false, Auto, "second", all[2:]},
+		"and is wanted":              {true, false, "second", "second", all[2:]},
+		"the first has mounts":       {false, true, Auto, "first", all[:2]},
+		"both may have mounts":       {false, false, Auto, "first", all},
+		"none has mounts":            {true, true, Auto, "first", all[:2]},
+		"none, the second is wanted": {true, true, "second", "second", all[2:]},
+		"none, a third is wanted":    {true, true, "third", "", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := &testHolder{held: map[string]bool{}}
+			for _, label := range all {
+				h.held[label] = true
+			}
+			first, second := &testDriver{t: t, name: "first", idle: c.first}, &testDriver{t: t, name: "second", idle: c.second}
+			got, err := Drivers{first, second}.Adopt(c.want, testNode(h), h.adopted(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			adopted := ""
+			if got != nil {
+				adopted = map[bool]string{true: "first", false: "second"}[len(first.opened) == 1]
+			}
+			if adopted != c.adopted {
+				t.Errorf("adopted %q", adopted)
+			}
+			if held := slices.Sorted(maps.Keys(h.held)); !slices.Equal(held, c.held) {
+				t.Errorf("held: %q", held)
+			}
+		})
 	}
 }

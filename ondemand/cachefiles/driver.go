@@ -31,6 +31,9 @@ func (Driver) Labels() []string { return []string{deviceLabel} }
 // Adopts implements ondemand.Driver.
 func (Driver) Adopts(a ondemand.Adopted) bool { return a[deviceLabel] != nil }
 
+// Idle implements ondemand.Driver. The kernel does not tell which mounts have a cache.
+func (Driver) Idle(ondemand.Adopted) bool { return false }
+
 // Adopt implements ondemand.Driver.
 func (d Driver) Adopt(n ondemand.Node, a ondemand.Adopted) (ondemand.Transport, error) {
 	device := a.Take(deviceLabel)

@@ -1,10 +1,11 @@
 package fanotify
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -65,11 +66,31 @@ func (s *Server) Serves(b *ondemand.Blob) bool { return !b.Durable() }
 // Needed implements ondemand.Transport, by the marks that the kernel has: also
 // those of blobs that are not attached.
 func (s *Server) Needed() bool {
-	n, err := marks(s.group)
+	list, err := marks(s.group)
 	if err != nil {
-		s.log.Error("the marks of the fanotify group cannot be counted", "error", err)
+		s.log.Error("the marks of the fanotify group cannot be read", "error", err)
 	}
-	return err != nil || n > 0
+	return err != nil || len(list) > 0
+}
+
+// allAttached fails where the kernel may have marked a file that is not attached.
+func (s *Server) allAttached() error {
+	list, err := marks(s.group)
+	if err != nil {
+		return err
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	known := map[uint64]bool{}
+	for id := range s.attached {
+		known[id.ino] = true
+	}
+	for _, ino := range list {
+		if !known[ino] {
+			return fmt.Errorf("inode %d is marked and not attached", ino)
+		}
+	}
+	return nil
 }
 
 // Revive implements ondemand.Reviver. The kernel has let readers through.
@@ -189,13 +210,28 @@ func mark(group *os.File, op uint, file *os.File) error {
 	return nil
 }
 
-// marks is how many files the kernel has marked for a group
+// marks are the inode numbers of the files that the kernel has marked for a group
 // (fs/notify/fdinfo.c, fanotify_fdinfo).
-func marks(group *os.File) (n int, err error) {
+func marks(group *os.File) (list []uint64, err error) {
 	var info []byte
 	err = descriptor.Use(group, func(fd int) (err error) {
 		info, err = os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd))
 		return err
 	})
-	return bytes.Count(info, []byte("\nfanotify ino:")), err
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(string(info)) {
+		rest, isMark := strings.CutPrefix(line, "fanotify ino:")
+		if !isMark {
+			continue
+		}
+		hex, _, _ := strings.Cut(rest, " ")
+		ino, err := strconv.ParseUint(hex, 16, 64)
+		if err != nil {
+			return nil, fmt.Errorf("mark of a fanotify group: %w", err)
+		}
+		list = append(list, ino)
+	}
+	return list, nil
 }

@@ -36,6 +36,12 @@ func (Driver) Labels() []string { return []string{tableLabel, groupLabel} }
 // without it holes read as zeros.
 func (Driver) Adopts(a ondemand.Adopted) bool { return a[groupLabel] != nil }
 
+// Idle implements ondemand.Driver.
+func (Driver) Idle(a ondemand.Adopted) bool {
+	list, err := marks(a[groupLabel])
+	return err == nil && len(list) == 0
+}
+
 // Adopt implements ondemand.Driver.
 func (Driver) Adopt(n ondemand.Node, a ondemand.Adopted) (ondemand.Transport, error) {
 	group := a.Take(groupLabel)
@@ -64,8 +70,10 @@ func adoptTable(n ondemand.Node, group, file *os.File) (*inflight.Table, error) 
 	if err != nil {
 		return nil, err
 	}
-	err = descriptor.Use(table.File(), func(fd int) error { return n.Holder.Hold(tableLabel, fd) })
-	return table, err
+	if err := descriptor.Use(table.File(), func(fd int) error { return n.Holder.Hold(tableLabel, fd) }); err != nil {
+		return nil, errors.Join(err, table.Close())
+	}
+	return table, nil
 }
 
 // Open implements ondemand.Driver.

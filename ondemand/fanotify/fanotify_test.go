@@ -149,3 +149,8 @@ func TestDriver(t *testing.T) {
 	needKernel(t)
 	transporttest.RunDriver(t, func(dir string) ondemand.Driver { return Driver{Dir: dir} })
 }
+
+func TestUnheld(t *testing.T) {
+	needKernel(t)
+	transporttest.RunUnheld(t, func(dir string) ondemand.Driver { return Driver{Dir: dir} })
+}

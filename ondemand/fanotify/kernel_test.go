@@ -163,6 +163,16 @@ func (r *reader) mustRead(t *testing.T) {
 // small is an in-flight table that must grow.
 var small = inflight.Shape{Inbox: InFlight.Inbox, Slot: InFlight.Slot, Slots: 2}
 
+// duplicate is a table's file for the next daemon, as holders have it.
+func duplicate(t *testing.T, j *inflight.Table) *os.File {
+	t.Helper()
+	fd, err := unix.FcntlInt(j.File().Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return os.NewFile(uintptr(fd), "table")
+}
+
 // TestKilledWithFullTable has more readers wait than the in-flight table has room for at
 // first, when the daemon, another process, is killed. The next one answers them
 // all, and readers whose events get their numbers.
@@ -196,11 +206,61 @@ func TestKilledWithFullTable(t *testing.T) {
 	for _, r := range readers {
 		r.mustRead(t)
 	}
+	table := duplicate(t, j)
 	if err := errors.Join(s.Close(), b.Close()); err != nil {
 		t.Error(err)
 	}
-	if left := j.Left(); len(left.Slots) != 0 {
+	if j, err := inflight.Open(table, small); err != nil {
+		t.Error(err)
+	} else if left := j.Left(); len(left.Slots) != 0 {
 		t.Errorf("%d requests are left though all are answered", len(left.Slots))
+	}
+}
+
+// TestLeftOfUnknownFile has a daemon die with an event in the inbox, which does not say
+// of which file it is. If the next daemon attaches another blob only, as when a layer
+// cannot be opened, filling that one must not let the reader through, who would get zeros.
+func TestLeftOfUnknownFile(t *testing.T) {
+	needKernel(t)
+	for name, attached := range map[string]string{"attached": "read", "not attached": "other"} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			group, err := NewGroup()
+			if err != nil {
+				t.Fatal(err)
+			}
+			j, err := inflight.New(InFlight)
+			if err != nil {
+				t.Fatal(err)
+			}
+			file, err := os.Create(filepath.Join(dir, "read"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(file.Truncate(kernelSpans*kernelSpan), mark(group, unix.FAN_MARK_ADD, file), file.Close()); err != nil {
+				t.Fatal(err)
+			}
+			r := startReader(t, file.Name(), 3)
+			n, err := group.Read(j.Inbox()) // killed before Received
+			if err != nil {
+				t.Fatal(err)
+			}
+			events, err := decode(j.Inbox()[:n])
+			if err != nil || len(events) != 1 {
+				t.Fatal(events, err)
+			}
+			if err := unix.Close(int(events[0].fd)); err != nil {
+				t.Fatal(err)
+			}
+			s, b := serveFile(t, group, j, filepath.Join(dir, attached), &letters{})
+			s.Recover()
+			if err := r.result(t); (err == nil) != (attached == "read") {
+				t.Errorf("the reader's error: %v", err)
+			}
+			if err := errors.Join(s.Close(), b.Close()); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 
@@ -362,6 +422,7 @@ func TestClosedBeforeRecover(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	table := duplicate(t, j)
 	if err := unix.SetNonblock(next, true); err != nil { // Fd has changed it
 		t.Fatal(err)
 	}
@@ -393,11 +454,11 @@ func TestClosedBeforeRecover(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
+	if j, err = inflight.Open(table, InFlight); err != nil {
+		t.Fatal(err)
+	}
 	if len(j.Left().Slots) == 0 {
 		t.Error("the in-flight table has nothing for the next daemon")
-	}
-	if j, err = inflight.Open(j.File(), InFlight); err != nil {
-		t.Fatal(err)
 	}
 	s, b := serveFile(t, os.NewFile(uintptr(next), "group"), j, path, &letters{})
 	s.Recover()

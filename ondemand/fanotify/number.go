@@ -213,7 +213,8 @@ func (n *number) free() {
 }
 
 // fillLeft fills an event's range: in its blob or, where the daemon died before
-// it knew which that was, in every blob that has such a range.
+// it knew which that was, in every blob that has such a range. Then it may be any file
+// that is marked, so all must be attached.
 func (s *Server) fillLeft(l left) unix.Errno {
 	if l.own {
 		return 0
@@ -228,6 +229,12 @@ func (s *Server) fillLeft(l left) unix.Errno {
 	s.mu.RUnlock()
 	if len(blobs) == 0 {
 		return unix.EIO
+	}
+	if l.file == (inode{}) {
+		if err := s.allAttached(); err != nil {
+			s.LogFailure(fmt.Errorf("the last daemon did not record which file it is of: %w", err))
+			return unix.EIO
+		}
 	}
 	for _, b := range blobs {
 		if errno := s.fillBlob(b, l.event); errno != 0 {

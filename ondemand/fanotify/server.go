@@ -30,8 +30,8 @@ type Server struct {
 	attached map[inode]*attached
 }
 
-// Serve answers the events of a group, which it owns from now on with its
-// journal, until Close. Once all blobs of live mounts are attached, Recover must
+// Serve answers the events of a group, which it owns from now on with its in-flight
+// table, until Close. Once all blobs of live mounts are attached, Recover must
 // be called: until then requests for files that are not attached wait.
 func Serve(group *os.File, j *inflight.Table, log *slog.Logger) (*Server, error) {
 	numbers, err := leftovers(j, log)
@@ -65,7 +65,7 @@ func (s *Server) Close() error {
 	<-s.loop
 	s.WaitAll()
 	s.freeNumbers()
-	return errors.Join(err, s.detachAll(), s.group.Close())
+	return errors.Join(err, s.detachAll(), s.group.Close(), s.table.Close())
 }
 
 // Drain implements ondemand.Transport. Requests that come from now on are left

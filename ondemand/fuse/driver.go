@@ -43,6 +43,9 @@ func (Driver) Adopts(a ondemand.Adopted) bool {
 	return device != nil && table != nil && Alive(device) && inflight.Fits(table, InFlight) == nil
 }
 
+// Idle implements ondemand.Driver. What is mounted over a session is not known here.
+func (Driver) Idle(ondemand.Adopted) bool { return false }
+
 // Adopt implements ondemand.Driver.
 func (d Driver) Adopt(n ondemand.Node, a ondemand.Adopted) (ondemand.Transport, error) {
 	loops, err := erofs.Loops()

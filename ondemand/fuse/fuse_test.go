@@ -69,3 +69,10 @@ func TestDriver(t *testing.T) {
 		})
 	}
 }
+
+func TestUnheld(t *testing.T) {
+	needFUSE(t)
+	transporttest.RunUnheld(t, func(dir string) ondemand.Driver {
+		return Driver{Dir: filepath.Join(dir, "fuse"), ChangeLoop: erofs.ChangeLoop}
+	})
+}

@@ -310,4 +310,6 @@ func (s *session) stop() {
 	<-s.loop
 }
 
-func (s *session) close() error { return errors.Join(unix.Close(s.wakeFD), s.dev.Close()) }
+func (s *session) close() error {
+	return errors.Join(unix.Close(s.wakeFD), s.dev.Close(), s.table.Close())
+}

@@ -218,10 +218,14 @@ func TestClosedBeforeRecover(t *testing.T) {
 	for len(j.Left().Slots) == 0 { // its LOOKUP
 		time.Sleep(time.Millisecond)
 	}
+	table, err := unix.FcntlInt(j.File().Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if j, err = inflight.Open(j.File(), InFlight); err != nil {
+	if j, err = inflight.Open(os.NewFile(uintptr(table), "table"), InFlight); err != nil {
 		t.Fatal(err)
 	}
 	again := serveAt(t, s.dir, os.NewFile(uintptr(next), "fuse"), j)

@@ -18,7 +18,7 @@ import (
 type keeper struct {
 	conn    *net.UnixConn
 	answers chan packet
-	dead    chan struct{} // closed when the keeper has ended
+	dead    chan struct{} // closed when the keeper has ended, or counts as dead
 
 	mu sync.Mutex // one command at a time
 }
@@ -83,6 +83,9 @@ func (k *keeper) command(kind byte, label string, fd int) (list []packet, err er
 			list = nil
 		}
 	}()
+	if !k.alive() {
+		return nil, errDead
+	}
 	if err := send(k.conn, kind, label, fd); err != nil {
 		return nil, fmt.Errorf("%w: %w", errDead, err)
 	}
@@ -100,8 +103,8 @@ func (k *keeper) command(kind byte, label string, fd int) (list []packet, err er
 		case <-k.dead:
 			return list, errDead
 		case <-time.After(patience):
-			k.conn.Close()
-			return list, errDead
+			// Not Close: see dismiss.
+			return list, errors.Join(errDead, k.conn.CloseRead())
 		}
 	}
 }
@@ -133,10 +136,20 @@ func (k *keeper) leave() error { return k.conn.Close() }
 
 func (k *keeper) end() error {
 	_, err := k.command(cmdEnd, "", -1)
-	if err == nil {
-		<-k.dead
+	if err != nil {
+		k.dismiss()
+		return err
 	}
-	return errors.Join(err, k.conn.Close())
+	<-k.dead
+	return k.conn.Close()
+}
+
+// dismiss has a keeper that counts as dead end if it is not: one that was stopped, or
+// had no memory, finds the command when it runs again. No daemon could tell it then,
+// since the path of its socket is another keeper's.
+func (k *keeper) dismiss() {
+	_ = send(k.conn, cmdEnd, "", -1) // fails where it has ended
+	k.conn.Close()
 }
 
 // startKeeper starts a keeper that holds nothing yet and listens at path. Args is

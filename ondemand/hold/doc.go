@@ -76,7 +76,9 @@
 // A keeper is the daemon's own binary, started with a subcommand, in a session of its
 // own so that no signal for the daemon's terminal or process group reaches it. It
 // listens on a Unix socket of mode 0600, and never reads from what it holds. A keeper
-// that does not answer within a few seconds counts as dead.
+// that does not answer within a few seconds counts as dead. When another holds
+// what it held it is told to end, which it does as soon as it runs again; one that does
+// not answer when a daemon starts is left, since it may hold more than the others.
 //
 // The service manager's descriptor store gives descriptors back when it starts the next
 // daemon. It does not hold labels that are too long or have a colon.

@@ -22,6 +22,7 @@ type Holders struct {
 
 	mu       sync.Mutex
 	keepers  []*keeper       // nil where one is missing
+	silent   []*keeper       // that count as dead and are not replaced yet, each in its place
 	manager  *serviceManager // nil where no service manager has started the daemon
 	anchors  *anchors        // nil where there can be none
 	noAnchor error           // why
@@ -39,7 +40,7 @@ type Program struct{ Keeper, Anchor []string }
 // are missing. It returns what the holders hold by label, nil where they hold nothing.
 // The files are the caller's; the holders go on to hold the same under their labels.
 func Adopt(dir string, count int, program Program, log *slog.Logger) (_ *Holders, adopted map[string]*os.File, err error) {
-	h := &Holders{dir: dir, program: program, log: log, keepers: make([]*keeper, count), left: make(chan struct{})}
+	h := &Holders{dir: dir, program: program, log: log, keepers: make([]*keeper, count), silent: make([]*keeper, count), left: make(chan struct{})}
 	if h.manager, err = openManager(); err != nil {
 		log.Warn("the service manager's descriptor store cannot be used", "error", err)
 	}
@@ -62,6 +63,9 @@ func Adopt(dir string, count int, program Program, log *slog.Logger) (_ *Holders
 		}
 		if err != nil {
 			log.Warn("a keeper does not answer; it is replaced", "socket", h.socket(i), "error", err)
+			if k != nil {
+				_ = k.leave() // what it holds may be all there is
+			}
 			continue
 		}
 		h.keepers[i] = k
@@ -226,6 +230,12 @@ func (h *Holders) stop(how func(holder) error) error {
 		h.manager = nil
 	}
 	err := h.eachKeeper(func(k *keeper) error { return how(k) })
+	for i, k := range h.silent {
+		if k != nil {
+			_ = how(k) // it is dead
+		}
+		h.silent[i] = nil
+	}
 	for _, own := range h.own {
 		unix.Close(own.thing)
 	}

@@ -58,7 +58,8 @@ func (p *process) serve(conn *net.UnixConn) {
 			return
 		}
 		if err := p.answer(conn, m); err != nil {
-			return
+			// A daemon that has not waited for the answer may have sent more.
+			_ = conn.CloseWrite()
 		}
 	}
 }

@@ -226,6 +226,121 @@ func TestMissingKeeperIsTriedAgain(t *testing.T) {
 	}
 }
 
+// TestKeeperDiesWhileADaemonStarts has a keeper die after the daemon has adopted from it
+// and before it is given what another keeper holds. The daemon starts all the same.
+func TestKeeperDiesWhileADaemonStarts(t *testing.T) {
+	dir := t.TempDir()
+	first, _ := open(t, dir)
+	r, _ := pipe(t)
+	keep(t, first, "r", r)
+	if err := first.Leave(); err != nil {
+		t.Fatal(err)
+	}
+	k, err := connect(first.socket(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(k.end(), os.Remove(first.socket(0))); err != nil {
+		t.Fatal(err)
+	}
+	dying, err := socket.Bind("unixpacket", first.socket(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer dying.Close()
+		conn, err := dying.AcceptUnix()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		_, _ = receive(conn) // cmdAdopt
+		_ = send(conn, ansDone, "", -1)
+		_, _ = receive(conn)
+	}()
+	second, found := open(t, dir)
+	if len(found) != 1 || found["r"] == nil {
+		t.Errorf("found %v", found)
+	}
+	if n := second.Keepers(); n != 2 {
+		t.Errorf("%d keepers are alive", n)
+	}
+	if err := second.ReleaseAll(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestStoppedKeeperIsNotLeft has a keeper not answer until it is replaced. When it goes
+// on it ends: no daemon would find it.
+func TestStoppedKeeperIsNotLeft(t *testing.T) {
+	dir := t.TempDir()
+	s, _ := open(t, dir)
+	r, w := pipe(t)
+	keep(t, s, "r", r)
+	stopped := stop(t, dir)
+	keep(t, s, "w", w)
+	eventually(t, "another keeper", func() bool { return s.Keepers() == 2 })
+	resume(t, stopped)
+	eventually(t, "the end of the replaced keeper", func() bool { return !slices.Contains(processes(t, dir), stopped) })
+	if err := s.ReleaseAll(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestStoppedKeeperIsLeftWithWhatItHolds has a daemon start while a keeper does not
+// answer. What only that one holds may be what readers wait on: it does not end.
+func TestStoppedKeeperIsLeftWithWhatItHolds(t *testing.T) {
+	dir := t.TempDir()
+	s, _ := open(t, dir)
+	r, w := pipe(t)
+	keep(t, s, "w", w)
+	stopped := stop(t, dir)
+	if err := s.Leave(); err != nil {
+		t.Fatal(err)
+	}
+	for _, pid := range processes(t, dir) {
+		if pid != stopped {
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	next, found := open(t, dir)
+	if found != nil {
+		t.Errorf("found %v", found)
+	}
+	if err := next.ReleaseAll(); err != nil {
+		t.Error(err)
+	}
+	resume(t, stopped)
+	if err := r.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the other end is not held any more: %v", err)
+	}
+	if err := unix.Kill(stopped, unix.SIGKILL); err != nil {
+		t.Error(err)
+	}
+}
+
+// stop has a keeper not answer.
+func stop(t *testing.T, dir string) (pid int) {
+	t.Helper()
+	pid = processes(t, dir)[0]
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
+func resume(t *testing.T, pid int) {
+	t.Helper()
+	if err := unix.Kill(pid, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestLeaveWhileAKeeperIsMissing ends a set that waits to try again.
 func TestLeaveWhileAKeeperIsMissing(t *testing.T) {
 	dir := t.TempDir()

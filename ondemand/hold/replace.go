@@ -5,18 +5,25 @@ import (
 	"time"
 )
 
-// complete starts the keepers that are missing. One that cannot be started is tried
-// again later if there is another keeper.
+// complete starts the keepers that are missing, or have died since they were adopted
+// from. One that cannot be started is tried again later if there is another keeper.
 func (h *Holders) complete() error {
 	var errs []error
 	for i, k := range h.keepers {
-		if k == nil {
-			var err error
-			if h.keepers[i], err = h.start(i); err != nil {
-				errs = append(errs, err)
+		if k != nil {
+			err := h.fill(k)
+			if err == nil {
+				continue
 			}
-		} else if err := h.fill(k); err != nil {
-			return err
+			if !errors.Is(err, errDead) {
+				return err
+			}
+			h.log.Warn("a keeper has died; another is started", "socket", h.socket(i))
+			h.silent[i] = k
+		}
+		var err error
+		if h.keepers[i], err = h.start(i); err != nil {
+			errs = append(errs, err)
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -73,15 +80,17 @@ func (h *Holders) renew(i int) error {
 	if h.leaving {
 		return errLeaving
 	}
-	if h.keepers[i] != nil {
+	if k := h.keepers[i]; k != nil {
 		h.log.Warn("a keeper has died; another is started", "socket", h.socket(i))
+		h.silent[i] = k
 	}
 	next, err := h.start(i)
 	h.keepers[i] = next // nil after an error
 	return err
 }
 
-// start starts a keeper that holds what is held.
+// start starts a keeper that holds what is held. The one that it replaces, which held no
+// more, ends now should it not be dead.
 func (h *Holders) start(i int) (*keeper, error) {
 	k, err := startKeeper(h.socket(i), h.program.Keeper...)
 	if err != nil {
@@ -89,6 +98,10 @@ func (h *Holders) start(i int) (*keeper, error) {
 	}
 	if err := h.fill(k); err != nil {
 		return nil, errors.Join(err, k.end())
+	}
+	if old := h.silent[i]; old != nil {
+		old.dismiss()
+		h.silent[i] = nil
 	}
 	return k, nil
 }

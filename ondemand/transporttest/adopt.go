@@ -2,10 +2,12 @@ package transporttest
 
 import (
 	"bytes"
+	"errors"
 	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -75,7 +77,11 @@ func RunDriver(t *testing.T, driver func(dir string) ondemand.Driver) {
 	adopted := false
 	f := newFixture(t, Kind{New: func(t *testing.T, dir string, engine *ondemand.Engine) ondemand.Transport {
 		t.Helper()
-		drivers := ondemand.Drivers{driver(dir)}
+		d := driver(dir)
+		drivers := ondemand.Drivers{d}
+		if a := h.adopted(); d.Adopts(a) && d.Idle(a) {
+			t.Error("idle, though a file system is mounted")
+		}
 		node := ondemand.Node{Engine: engine, Holder: h, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 		opened, err := drivers.Adopt(ondemand.Auto, node, h.adopted())
 		if err == nil && opened == nil {
@@ -128,4 +134,63 @@ func RunDriver(t *testing.T, driver func(dir string) ondemand.Driver) {
 	l.checkAll()
 	l.unmount()
 	l.detach()
+}
+
+// unable is a holder that has no room for one label.
+type unable struct {
+	*holder
+	label string
+}
+
+func (u unable) Hold(label string, fd int) error {
+	if label == u.label {
+		return errors.New("no room")
+	}
+	return u.holder.Hold(label, fd)
+}
+
+// RunUnheld has a transport be opened of which one descriptor cannot be held. Nothing of
+// it is left in the daemon, which may use another.
+func RunUnheld(t *testing.T, driver func(dir string) ondemand.Driver) {
+	hostcheck.Root(t)
+	engine, err := ondemand.New(ondemand.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := driver(t.TempDir())
+	var before []string
+	// The first round opens what belongs to the process, such as its poller.
+	for i, label := range append(d.Labels()[:1:1], d.Labels()...) {
+		h := newHolder(t)
+		node := ondemand.Node{Engine: engine, Holder: unable{h, label}, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+		opened, err := ondemand.Drivers{d}.Open(ondemand.Auto, node)
+		if err == nil {
+			t.Fatalf("opened %+v", opened)
+		}
+		if len(h.held) > 0 {
+			t.Errorf("held: %v", h.held)
+		}
+		after := descriptors(t)
+		if i > 0 && !slices.Equal(before, after) {
+			t.Errorf("without %s: open before: %q, after: %q", label, before, after)
+		}
+		before = after
+	}
+}
+
+// descriptors are the files that this process has open, sorted.
+func descriptors(t *testing.T) (list []string) {
+	t.Helper()
+	const dir = "/proc/self/fd"
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if to, err := os.Readlink(filepath.Join(dir, e.Name())); err == nil {
+			list = append(list, to)
+		}
+	}
+	slices.Sort(list)
+	return list
 }
