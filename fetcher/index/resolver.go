@@ -57,14 +57,17 @@ func (r *Resolver) Find(ctx context.Context, w Want, into *Store) (*Head, error)
 	return r.share(w.Layer, into)
 }
 
-// FindFitting is Find for a layer that is laid out already: only an index that fits
-// accepts will do. It changes nothing in the resolver's store, whose index may be of
-// another layout.
-func (r *Resolver) FindFitting(ctx context.Context, w Want, fits func(*Head) error, into *Store) (*Head, error) {
-	if head, err := r.share(w.Layer, into); err != nil {
+// FindFitting is Find for a layer that is laid out already, and whose index, in a store
+// of its own, is damaged: only another index that fits accepts will do. It changes
+// nothing in the resolver's store, whose index may be of another layout, or be the
+// damaged one itself, which Find has shared.
+func (r *Resolver) FindFitting(ctx context.Context, w Want, fits func(*Head) error, damaged, into *Store) (*Head, error) {
+	if !r.store.shares(w.Layer, damaged) {
+		head, err := r.share(w.Layer, into)
+		if err == nil && fits(head) == nil {
+			return head, nil
+		}
 		r.unusable(w.Layer, err)
-	} else if fits(head) == nil {
-		return head, nil
 	}
 	var found *Head
 	err := r.published(ctx, w, func(repo *registry.Repository, e Entry) error {
@@ -147,7 +150,7 @@ func (r *Resolver) share(layer digest.Digest, into *Store) (*Head, error) {
 
 // unusable logs why the store's index of a layer is not used, where there is one.
 func (r *Resolver) unusable(layer digest.Digest, err error) {
-	if !errors.Is(err, ErrNone) {
+	if err != nil && !errors.Is(err, ErrNone) {
 		r.log.Warn("a stored index is damaged and is fetched again", "layer", layer, "error", err)
 	}
 }

@@ -234,10 +234,10 @@ func TestFindFitting(t *testing.T) {
 		return nil
 	}
 	own := testStore(t)
-	if _, err := r.FindFitting(t.Context(), p.want(0), func(*Head) error { return errOther }, own); !errors.Is(err, errOther) {
+	if _, err := r.FindFitting(t.Context(), p.want(0), func(*Head) error { return errOther }, testStore(t), own); !errors.Is(err, errOther) {
 		t.Error("another layout:", err)
 	}
-	if _, err := r.FindFitting(t.Context(), p.want(0), fits, own); err != nil {
+	if _, err := r.FindFitting(t.Context(), p.want(0), fits, testStore(t), own); err != nil {
 		t.Fatal(err)
 	}
 	if _, found, err := own.Origin(d); !found || err != nil {
@@ -250,9 +250,16 @@ func TestFindFitting(t *testing.T) {
 	if err := os.Rename(path, r.store.Path(d)); err != nil {
 		t.Fatal(err)
 	}
+	shared := testStore(t)
+	if err := r.store.Share(d, shared); err != nil {
+		t.Fatal(err)
+	}
 	p.reg.Close()
 	temp := testStore(t)
-	if _, err := r.FindFitting(t.Context(), p.want(0), fits, temp); err != nil {
+	if _, err := r.FindFitting(t.Context(), p.want(0), fits, shared, temp); err == nil {
+		t.Error("the damaged index was found in its own place")
+	}
+	if _, err := r.FindFitting(t.Context(), p.want(0), fits, own, temp); err != nil {
 		t.Fatal(err)
 	}
 	if err := own.Take(d, temp); err != nil {

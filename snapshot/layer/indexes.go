@@ -69,7 +69,7 @@ func (x *ownIndex) replace(ctx context.Context) (*index.Layer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := x.resolver.FindFitting(ctx, index.Want(x.state.image()), x.state.fits, into); err != nil {
+	if _, err := x.resolver.FindFitting(ctx, index.Want(x.state.image()), x.state.fits, x.store, into); err != nil {
 		return nil, fmt.Errorf("no other index to replace it: %w", err)
 	}
 	if err := x.store.Take(x.state.Layer, into); err != nil {

@@ -3,7 +3,6 @@ package layer_test
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -78,16 +77,20 @@ func TestDamagedOwnIndex(t *testing.T) {
 		damage    func(path string) error
 		published *spans.BuildOptions // how the index in the repository is made
 		stored    bool                // the node's store has another one
+		shared    bool                // the node's store has the damaged one as well
+		both      bool                // the other one in the node's store is damaged, too
 		before    func(img *snapshottest.Image)
 		fails     bool // then readers get EIO, until
 		after     func(img *snapshottest.Image)
 	}{
-		"in the store":        {damage: cut, stored: true},
-		"in the repository":   {damage: cut, published: &spans.BuildOptions{}},
-		"missing":             {damage: os.Remove, published: &spans.BuildOptions{}},
-		"without its windows": {damage: loseWindows, published: &spans.BuildOptions{}},
-		"of another layout":   {damage: cut, published: &spans.BuildOptions{SpanSize: 8 << 10}, fails: true},
-		"nowhere":             {damage: loseWindows, fails: true},
+		"in the store":          {damage: cut, stored: true},
+		"in the repository":     {damage: cut, published: &spans.BuildOptions{}},
+		"missing":               {damage: os.Remove, published: &spans.BuildOptions{}},
+		"without its windows":   {damage: loseWindows, published: &spans.BuildOptions{}},
+		"shared with the store": {damage: loseWindows, published: &spans.BuildOptions{}, shared: true},
+		"twice":                 {damage: loseWindows, published: &spans.BuildOptions{}, stored: true, both: true},
+		"of another layout":     {damage: cut, published: &spans.BuildOptions{SpanSize: 8 << 10}, fails: true},
+		"nowhere":               {damage: loseWindows, fails: true},
 		"registry away": {
 			damage: cut, published: &spans.BuildOptions{}, before: away, fails: true,
 			after: func(img *snapshottest.Image) { img.Reg.ClearFaults() },
@@ -114,14 +117,21 @@ func TestDamagedOwnIndex(t *testing.T) {
 			l := look(t, n, img.Layers[0])
 			own, err := index.OpenStore(l.Files().Dir())
 			if err == nil {
-				// The store's is the same file.
-				err = errors.Join(c.damage(own.Path(d)), n.Store.Remove(d))
+				err = c.damage(own.Path(d))
+			}
+			if err == nil && !c.shared { // the store's is the same file
+				err = n.Store.Remove(d)
 			}
 			if err != nil {
 				t.Fatal(err)
 			}
 			if c.stored {
 				img.Index(t, n, 0)
+			}
+			if c.both {
+				if err := c.damage(n.Store.Path(d)); err != nil {
+					t.Fatal(err)
+				}
 			}
 			if c.before != nil {
 				c.before(img)
