@@ -195,7 +195,7 @@ func (r *Resolver) published(ctx context.Context, w Want, use func(*registry.Rep
 		for _, e := range a.Entries {
 			if e.Layer != w.Layer && slices.Contains(w.Above, e.Layer) {
 				// The call does not wait for it, and the layer's own call asks again.
-				go r.fetchHead(context.WithoutCancel(ctx), w.Ref, e) //nolint:errcheck // see above
+				go r.fetchHead(context.Background(), w.Ref, e) //nolint:errcheck // see above
 			}
 		}
 		for _, e := range a.Entries {

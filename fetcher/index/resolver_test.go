@@ -1,10 +1,12 @@
 package index
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -16,6 +18,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry/registrytest"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
@@ -271,4 +274,46 @@ func TestFindFitting(t *testing.T) {
 		f.Close()
 	}
 	noIndex(t, temp)
+}
+
+// TestSharedRequestIsNoCallers: a call that has given up leaves a request to the calls
+// that wait for it. What its context carries, such as a fetch's place in a budget, has
+// ended with it.
+func TestSharedRequestIsNoCallers(t *testing.T) {
+	p := publishedImage(t, 1)
+	p.publish(t, 1, spans.BuildOptions{})
+	type place struct{}
+	client, err := registry.New(registry.Options{PlainHTTP: true, Retry: registry.Retry{Sleep: func(ctx context.Context, _ time.Duration) error {
+		if ctx.Value(place{}) != nil { // which does not come back
+			<-ctx.Done()
+		}
+		return ctx.Err()
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := NewResolver(client, testStore(t), slog.New(slog.DiscardHandler))
+	begun, gate := make(chan struct{}), make(chan struct{})
+	p.reg.Fail(func(w http.ResponseWriter, req *http.Request, content []byte) bool {
+		close(begun)
+		<-gate
+		return registrytest.Status(http.StatusServiceUnavailable, "")(w, req, content)
+	})
+	ctx, cancel := context.WithCancel(context.WithValue(t.Context(), place{}, true))
+	first, second := make(chan error), make(chan error)
+	find := func(ctx context.Context, done chan error) {
+		_, err := r.Find(ctx, p.want(0), testStore(t))
+		done <- err
+	}
+	go find(ctx, first)
+	<-begun
+	go find(t.Context(), second)
+	cancel()
+	if err := <-first; !errors.Is(err, context.Canceled) {
+		t.Error("the call that gave up:", err)
+	}
+	close(gate)
+	if err := <-second; err != nil {
+		t.Error("the other call:", err)
+	}
 }
