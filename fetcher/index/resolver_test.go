@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -315,5 +316,61 @@ func TestSharedRequestIsNoCallers(t *testing.T) {
 	close(gate)
 	if err := <-second; err != nil {
 		t.Error("the other call:", err)
+	}
+}
+
+// TestHostileDigests has what a repository says name content and layers by what is no
+// digest: it would be a part of a URL, or of a path of this node.
+func TestHostileDigests(t *testing.T) {
+	const evil = "x:../../../../kept"
+	image := digest.FromString("image")
+	m := v1.Manifest{ArtifactType: ArtifactType, Subject: &v1.Descriptor{Digest: image}, Layers: []v1.Descriptor{{
+		MediaType: LayerType, Digest: "sha256:../../../../other/blobs/x", Size: 1000, Annotations: map[string]string{
+			annotationLayer: digest.FromString("layer").String(), annotationHeadSize: "1000", annotationHeadDigest: digest.FromString("head").String(),
+		},
+	}}}
+	body, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := decodeArtifact(body, image); !errors.Is(err, ErrFormat) {
+		t.Error("content:", err)
+	}
+
+	p := publishedImage(t, 1)
+	p.publish(t, 1, spans.BuildOptions{})
+	list, err := json.Marshal(v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, Manifests: []v1.Descriptor{{ArtifactType: ArtifactType, Digest: "latest/../../x"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.reg.AddReferrers(p.image.Manifest.Digest, list)
+	if _, err := testResolver(t).Published(t.Context(), p.want(0)); !errors.Is(err, ErrNone) {
+		t.Error("a referrer:", err)
+	}
+	if n := p.asked(".."); n != 0 {
+		t.Errorf("%d requests left the repository's paths", n)
+	}
+
+	// A daemon before this one has stored it.
+	dir := t.TempDir()
+	s, err := OpenStore(filepath.Join(dir, "a", "b"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := filepath.Join(dir, "kept.index")
+	for _, layer := range []digest.Digest{evil, "no digest"} {
+		err := errors.Join(os.WriteFile(kept, nil, 0o600), s.PutPrediction(image, &Prediction{Layers: []digest.Digest{layer}}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Prediction(image); !errors.Is(err, ErrFormat) {
+			t.Error("a prediction's layers:", err)
+		}
+		if _, err := s.RemoveMatching(image.String()); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(kept); err != nil {
+			t.Error("a file outside of the store:", err)
+		}
 	}
 }
