@@ -24,11 +24,15 @@ type ownIndex struct {
 	log      *slog.Logger
 }
 
-// fits reports what makes an index unfit for the layer's mounted bootstrap.
+// fits reports what makes an index unfit for the layer's mounted bootstrap, and for the
+// bytes that are filled already.
 func (s layerState) fits(h *index.Head) error {
 	if got := digest.FromBytes(h.Bootstrap); got != s.Bootstrap || h.Map.SpanSize != s.SpanSize || h.Map.BlobSize != s.BlobSize {
 		return fmt.Errorf("the index is of another layout of layer %s: bootstrap %s, %d bytes in spans of %d; mounted is bootstrap %s, %d bytes in spans of %d",
 			s.Layer, got, h.Map.BlobSize, h.Map.SpanSize, s.Bootstrap, s.BlobSize, s.SpanSize)
+	}
+	if s.Spans != "" && (h.Spans() != s.Spans || h.Map.PackedSize != s.Packed) {
+		return fmt.Errorf("the index promises other bytes of layer %s than the one that it was mounted with", s.Layer)
 	}
 	return nil
 }

@@ -2,10 +2,13 @@ package layer_test
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -13,11 +16,13 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/snapshotters"
 	"github.com/containerd/errdefs"
+	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry/registrytest"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 	"github.com/lacuna-snapshotter/lacuna/snapshot/snapshottest"
@@ -27,13 +32,58 @@ import (
 // index push does. It returns the image's manifest.
 func publish(t *testing.T, i *snapshottest.Image, o spans.BuildOptions) digest.Digest {
 	t.Helper()
-	manifest := digest.FromString("the manifest")
+	all := makeIndex(t, i.Layers[0], o)
+	return publishAs(t, i, all)
+}
+
+func makeIndex(t *testing.T, packed []byte, o spans.BuildOptions) []byte {
+	t.Helper()
 	path := filepath.Join(t.TempDir(), "index")
-	head, _, err := index.Create(t.Context(), bytes.NewReader(i.Layers[0]), path, o, index.Expect{})
-	if err != nil {
+	if _, _, err := index.Create(t.Context(), bytes.NewReader(packed), path, o, index.Expect{}); err != nil {
 		t.Fatal(err)
 	}
 	all, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// forge makes an index that is of an image's layer by its own word, and of the same
+// bootstrap, and promises other bytes.
+func forge(t *testing.T, i *snapshottest.Image) []byte {
+	t.Helper()
+	tar := bytes.Clone(i.Tars[0])
+	tar[bytes.Index(tar, i.File(t, "dir0/file1"))] ^= 1
+	all := makeIndex(t, layertest.Gzip(t, tar), spans.BuildOptions{})
+	enc, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dec, err := zstd.NewReader(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dec.Close()
+	field := func(n int) []byte { return all[8+4*n : 12+4*n] } // see package index
+	size := int64(binary.LittleEndian.Uint32(field(0)))
+	at := 28 + int64(binary.LittleEndian.Uint32(field(2)))
+	m, err := dec.DecodeAll(all[at:size], nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	layer := sha256.Sum256(i.Layers[0])
+	packed := enc.EncodeAll(append(layer[:], m[len(layer):]...), nil)
+	binary.LittleEndian.PutUint32(field(0), uint32(at)+uint32(len(packed)))
+	binary.LittleEndian.PutUint32(field(4), uint32(len(packed)))
+	return slices.Concat(all[:at], packed, all[size:])
+}
+
+// publishAs is publish with an index that is made already.
+func publishAs(t *testing.T, i *snapshottest.Image, all []byte) digest.Digest {
+	t.Helper()
+	manifest := digest.FromString("the manifest")
+	head, err := index.DecodeHead(all)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,6 +126,7 @@ func TestDamagedOwnIndex(t *testing.T) {
 	for name, c := range map[string]struct {
 		damage    func(path string) error
 		published *spans.BuildOptions // how the index in the repository is made
+		forged    bool                // the index in the repository promises other bytes
 		stored    bool                // the node's store has another one
 		shared    bool                // the node's store has the damaged one as well
 		both      bool                // the other one in the node's store is damaged, too
@@ -90,6 +141,7 @@ func TestDamagedOwnIndex(t *testing.T) {
 		"shared with the store": {damage: loseWindows, published: &spans.BuildOptions{}, shared: true},
 		"twice":                 {damage: loseWindows, published: &spans.BuildOptions{}, stored: true, both: true},
 		"of another layout":     {damage: cut, published: &spans.BuildOptions{SpanSize: 8 << 10}, fails: true},
+		"of other bytes":        {damage: cut, forged: true, fails: true},
 		"nowhere":               {damage: loseWindows, fails: true},
 		"registry away": {
 			damage: cut, published: &spans.BuildOptions{}, before: away, fails: true,
@@ -103,6 +155,9 @@ func TestDamagedOwnIndex(t *testing.T) {
 			img.Index(t, n, 0)
 			if c.published != nil {
 				publish(t, img, *c.published)
+			}
+			if c.forged {
+				publishAs(t, img, forge(t, img))
 			}
 			d := digest.FromBytes(img.Layers[0])
 			labels := snapshots.WithLabels(map[string]string{
