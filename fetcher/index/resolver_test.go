@@ -1,6 +1,7 @@
 package index
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -351,6 +352,24 @@ func TestHostileDigests(t *testing.T) {
 		t.Errorf("%d requests left the repository's paths", n)
 	}
 
+	for _, bad := range []digest.Digest{evil, "no digest"} {
+		layer := gzipLayer(t, layertest.Tar(t, 1, 1))
+		addImage(t, p.reg, "evil", "amd64", layer)
+		body := bytes.ReplaceAll(manifestOf(t, p.reg.Ref("evil")), []byte(digest.FromBytes(layer.packed)), []byte(bad))
+		p.reg.AddManifest("evil", body)
+		if _, err := ResolveImages(t.Context(), testClient(t), nil, p.reg.Ref("evil"), nil); err == nil {
+			t.Error("an image with a layer that is named", bad)
+		}
+		list, err := json.Marshal(v1.Index{Manifests: []v1.Descriptor{{Digest: bad, Platform: &v1.Platform{OS: "linux", Architecture: "amd64"}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.reg.AddManifest("evil", list)
+		if _, err := ResolveImages(t.Context(), testClient(t), nil, p.reg.Ref("evil"), nil); err == nil || p.asked(string(bad)) > 0 {
+			t.Error("an image with a manifest that is named", bad, err)
+		}
+	}
+
 	// A daemon before this one has stored it.
 	dir := t.TempDir()
 	s, err := OpenStore(filepath.Join(dir, "a", "b"))
@@ -373,4 +392,18 @@ func TestHostileDigests(t *testing.T) {
 			t.Error("a file outside of the store:", err)
 		}
 	}
+}
+
+// manifestOf is the manifest behind a reference.
+func manifestOf(t *testing.T, ref string) []byte {
+	t.Helper()
+	repo, tag, err := testClient(t).Repository(ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, body, err := repo.Manifest(t.Context(), tag)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return body
 }
