@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
@@ -35,12 +36,18 @@ type Resolver struct {
 	heads       singleflight.Group // by layer and content
 	puts        singleflight.Group // by layer
 	predictions singleflight.Group // by image
+
+	ahead *semaphore.Weighted // bytes of heads that no call waits for yet
 }
+
+// aheadMemory bounds the heads that are on their way before their layers are asked for.
+// Those of large images take some ten megabytes together.
+const aheadMemory = 2 * maxHead
 
 // NewResolver makes a resolver. The log gets what does not fail a call: a damaged
 // file in the store.
 func NewResolver(client *registry.Client, store *Store, log *slog.Logger) *Resolver {
-	return &Resolver{client: client, store: store, log: log}
+	return &Resolver{client: client, store: store, log: log, ahead: semaphore.NewWeighted(aheadMemory)}
 }
 
 // Find puts a layer's index into another store, that of the layer alone, and returns
@@ -193,9 +200,12 @@ type none struct{}
 func (r *Resolver) published(ctx context.Context, w Want, use func(*registry.Repository, Entry) error) error {
 	return r.ask(ctx, w, func(repo *registry.Repository, a *Artifact) error {
 		for _, e := range a.Entries {
-			if e.Layer != w.Layer && slices.Contains(w.Above, e.Layer) {
-				// The call does not wait for it, and the layer's own call asks again.
-				go r.fetchHead(context.Background(), w.Ref, e) //nolint:errcheck // see above
+			if e.Layer != w.Layer && slices.Contains(w.Above, e.Layer) && r.ahead.TryAcquire(e.HeadSize) {
+				go func() {
+					defer r.ahead.Release(e.HeadSize)
+					// The call does not wait for it, and the layer's own call asks again.
+					_ = r.fetchHead(context.Background(), w.Ref, e)
+				}()
 			}
 		}
 		for _, e := range a.Entries {

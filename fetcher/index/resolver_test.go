@@ -77,6 +77,12 @@ func (p *published) publish(t *testing.T, layers int, o spans.BuildOptions) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	p.announce(t, body)
+}
+
+// announce makes an artifact the image's index.
+func (p *published) announce(t *testing.T, body []byte) {
+	t.Helper()
 	p.artifact = p.reg.AddManifest("index", body)
 	d := v1.Descriptor{MediaType: v1.MediaTypeImageManifest, ArtifactType: ArtifactType, Digest: p.artifact, Size: int64(len(body))}
 	list, err := json.Marshal(v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, Manifests: []v1.Descriptor{d}})
@@ -406,4 +412,50 @@ func manifestOf(t *testing.T, ref string) []byte {
 		t.Fatal(err)
 	}
 	return body
+}
+
+// TestHeadsAheadHaveBounds: an index that promises large heads for all layers above the
+// one that is asked for gets room for a few at once.
+func TestHeadsAheadHaveBounds(t *testing.T) {
+	p := publishedImage(t, 1)
+	w := p.want(0)
+	var entries []Entry
+	for i := range 8 {
+		name := digest.FromString(fmt.Sprint(i))
+		entries = append(entries, Entry{Layer: name, HeadSize: maxHead, HeadDigest: name, Content: v1.Descriptor{Digest: name, Size: maxHead}})
+		w.Above = append(w.Above, name)
+	}
+	w.Layer = w.Above[len(w.Above)-1]
+	body, err := encodeArtifact(p.image.Manifest, v1.DescriptorEmptyJSON, entries, "2026-01-01T00:00:00Z")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.announce(t, body)
+	gate := make(chan struct{})
+	for range entries {
+		p.reg.Fail(registrytest.Until(gate))
+	}
+	done := make(chan error)
+	r := testResolver(t)
+	go func() {
+		_, err := r.Find(t.Context(), w, testStore(t))
+		done <- err
+	}()
+	const most = aheadMemory/maxHead + 1 // with its own
+	asked := func() (n int) {
+		for _, e := range entries {
+			n += min(1, p.asked(e.Content.Digest.String()))
+		}
+		return n
+	}
+	for asked() < most {
+		time.Sleep(time.Millisecond)
+	}
+	close(gate)
+	if err := <-done; !registry.NotFound(err) {
+		t.Error(err)
+	}
+	if n := asked(); n > most {
+		t.Errorf("%d heads at once", n)
+	}
 }
