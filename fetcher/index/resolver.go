@@ -64,37 +64,6 @@ func (r *Resolver) Find(ctx context.Context, w Want, into *Store) (*Head, error)
 	return r.share(w.Layer, into)
 }
 
-// FindFitting is Find for a layer that is laid out already, and whose index, in a store
-// of its own, is damaged: only another index that fits accepts will do. It changes
-// nothing in the resolver's store, whose index may be of another layout, or be the
-// damaged one itself, which Find has shared.
-func (r *Resolver) FindFitting(ctx context.Context, w Want, fits func(*Head) error, damaged, into *Store) (*Head, error) {
-	if !r.store.shares(w.Layer, damaged) {
-		head, err := r.share(w.Layer, into)
-		if err == nil && fits(head) == nil {
-			return head, nil
-		}
-		r.unusable(w.Layer, err)
-	}
-	var found *Head
-	err := r.published(ctx, w, func(repo *registry.Repository, e Entry) error {
-		b, err := FetchHead(ctx, repo, e)
-		if err != nil {
-			return err
-		}
-		head, err := decodeFor(b, w.Layer)
-		if err == nil {
-			err = fits(head)
-		}
-		if err != nil {
-			return err
-		}
-		found = head
-		return into.Put(w.Layer, b, Origin{Ref: w.Ref, Entry: e})
-	})
-	return found, err
-}
-
 // Fetch brings a layer's index, where the store has none that can be used, into the
 // store.
 func (r *Resolver) Fetch(ctx context.Context, w Want) error {

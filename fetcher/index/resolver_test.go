@@ -238,15 +238,22 @@ func TestFindFitting(t *testing.T) {
 	}
 	bootstrap := digest.FromBytes(head.Bootstrap)
 	errOther := errors.New("another layout")
-	fits := func(h *Head) error {
+	fits := NewFit(func(h *Head) error {
 		if digest.FromBytes(h.Bootstrap) != bootstrap {
 			return errOther
 		}
 		return nil
-	}
+	})
 	own := testStore(t)
-	if _, err := r.FindFitting(t.Context(), p.want(0), func(*Head) error { return errOther }, testStore(t), own); !errors.Is(err, errOther) {
-		t.Error("another layout:", err)
+	unfit := NewFit(func(*Head) error { return errOther })
+	fetched := p.asked(p.contents[0].String())
+	for range 3 { // each reader of a hole asks
+		if _, err := r.FindFitting(t.Context(), p.want(0), unfit, testStore(t), own); !errors.Is(err, errOther) {
+			t.Error("another layout:", err)
+		}
+	}
+	if n := p.asked(p.contents[0].String()) - fetched; n != 1 {
+		t.Errorf("a head of another layout was fetched %d times", n)
 	}
 	if _, err := r.FindFitting(t.Context(), p.want(0), fits, testStore(t), own); err != nil {
 		t.Fatal(err)

@@ -17,6 +17,7 @@ import (
 // does not answer, the reader gets the error, and the next one tries again.
 type ownIndex struct {
 	state    layerState
+	fit      *index.Fit
 	store    *index.Store // of the layer alone
 	client   *registry.Client
 	resolver *index.Resolver
@@ -73,7 +74,7 @@ func (x *ownIndex) replace(ctx context.Context) (*index.Layer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := x.resolver.FindFitting(ctx, index.Want(x.state.image()), x.state.fits, x.store, into); err != nil {
+	if _, err := x.resolver.FindFitting(ctx, index.Want(x.state.image()), x.fit, x.store, into); err != nil {
 		return nil, fmt.Errorf("no other index to replace it: %w", err)
 	}
 	if err := x.store.Take(x.state.Layer, into); err != nil {
