@@ -262,6 +262,77 @@ func TestBytesWrittenWhileASyncFails(t *testing.T) {
 	}
 }
 
+// TestLostWhileAReaderWaits: a part of what a reader wants is filled, and is lost while
+// the rest is fetched.
+func TestLostWhileAReaderWaits(t *testing.T) {
+	for name, lose := range map[string]func(d *memDisk, b *Blob) error{
+		"sync": func(d *memDisk, b *Blob) error {
+			d.faults = map[int]faultKind{d.step + 3: failCall}
+			return b.Sync()
+		},
+		"kernel": func(d *memDisk, _ *Blob) error {
+			d.names["blob"].drop()
+			time.Sleep(checkEvery)
+			return &LostError{}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, d := newSource(2*testSpan), newMemDisk()
+				_, b, err := openMem(d, bootA, s)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := b.Fill(t.Context(), 0, testSpan); err != nil {
+					t.Fatal(err)
+				}
+				s.hook = func(_ context.Context, first, _ int64) error {
+					if first == 0 {
+						return nil
+					}
+					var lost *LostError
+					if err := lose(d, b); !errors.As(err, &lost) {
+						t.Error("nothing was lost:", err)
+					}
+					return nil
+				}
+				if err := b.Fill(t.Context(), 0, 2*testSpan); err != nil {
+					t.Fatal(err)
+				}
+				if !b.Complete() {
+					t.Error("the reader goes on, and its first span is a hole")
+				}
+				if err := errors.Join(wrong(d, b, s), b.Close()); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+// TestLargeFillHasBounds: a fill of all of a large blob, as a prediction may ask for,
+// has so many fetches under way, and not one for each of its parts.
+func TestLargeFillHasBounds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, gate := newSource(4*fillAtOnce*testSpan), make(chan struct{})
+		s.hook = func(context.Context, int64, int64) error { <-gate; return nil }
+		_, b := openBlob(t, Options{MaxFetch: testSpan}, s, t.TempDir())
+		done := make(chan error)
+		go func() { done <- b.FillAhead(t.Context(), 0, b.Size()) }()
+		synctest.Wait()
+		b.mu.Lock()
+		n := len(b.pending)
+		b.mu.Unlock()
+		if n > fillAtOnce {
+			t.Errorf("%d spans are in flight", n)
+		}
+		close(gate)
+		if err := <-done; err != nil || !b.Complete() {
+			t.Errorf("complete %v, %v", b.Complete(), err)
+		}
+	})
+}
+
 // TestFullDiskKeepsWhatIsFilled: a durable record that finds no room is no reason
 // to fetch again.
 func TestFullDiskKeepsWhatIsFilled(t *testing.T) {

@@ -27,6 +27,11 @@ type flight struct {
 	waiters int // guarded by Blob.mu
 }
 
+// fillAtOnce is how many flights of MaxFetch bytes a fill has at once: more than there
+// are places, and few enough that the spans in flight of a large blob, and the time that
+// it takes to look for its holes, stay small.
+const fillAtOnce = 64
+
 // errAbandoned ends a flight whose last waiter has left.
 var errAbandoned = errors.New("the last reader that waited for the fetch has left")
 
@@ -47,22 +52,33 @@ func (b *Blob) fill(ctx context.Context, off, n int64, urgent bool) error {
 	if off < 0 || n <= 0 || off >= b.size {
 		return nil
 	}
-	b.check()
 	n = min(n, b.size-off)
 	first, last := off/b.spanSize, (off+n-1)/b.spanSize+1
-	for {
-		wait, err := b.join(first, last, urgent)
+	for holes := true; holes; { // until there are none at once: what is filled may be lost while the rest is fetched
+		b.check()
+		var err error
+		if holes, err = b.fillSpans(ctx, first, last, urgent); err != nil {
+			return &FillError{b.key, off, n, err}
+		}
+	}
+	return nil
+}
+
+// fillSpans fills the holes in [first, last), and reports whether there were any.
+func (b *Blob) fillSpans(ctx context.Context, first, last int64, urgent bool) (holes bool, err error) {
+	atOnce := fillAtOnce * max(1, b.engine.opts.MaxFetch/b.spanSize)
+	for ; first < last; first += atOnce {
+		wait, err := b.join(first, min(last, first+atOnce), urgent)
 		if err == nil {
 			err = b.await(ctx, wait)
 		}
-		if errors.Is(err, errAbandoned) && ctx.Err() == nil {
-			continue // this call joined just as the last of the others left
+		// Or this call joined just as the last of the others left.
+		if err != nil && (!errors.Is(err, errAbandoned) || ctx.Err() != nil) {
+			return true, err
 		}
-		if err != nil {
-			return &FillError{b.key, off, n, err}
-		}
-		return nil
+		holes = holes || len(wait) > 0
 	}
+	return holes, nil
 }
 
 // join makes the caller a waiter of a flight for every hole in [first, last),

@@ -114,11 +114,12 @@ func (s *answers) forget(repo *registry.Repository, image digest.Digest, old ans
 	}
 }
 
-// once has one call of f serve all calls for the same key at the same time. It does
-// not end with the context of the first one.
+// once has one call of f serve all calls for the same key at the same time. It belongs
+// to none of them: it does not end with the context of the first one, nor has what that
+// one carries, such as a fetch's place in a budget, which ends with the fetch.
 func once[T any](ctx context.Context, g *singleflight.Group, key string, f func(context.Context) (T, error)) (T, error) {
 	done := g.DoChan(key, func() (any, error) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), resolveTime)
+		ctx, cancel := context.WithTimeout(context.Background(), resolveTime)
 		defer cancel()
 		return f(ctx)
 	})

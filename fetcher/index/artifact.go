@@ -83,7 +83,7 @@ func decodeArtifact(body []byte, image digest.Digest) (*Artifact, error) {
 		var err error
 		e.HeadSize, err = strconv.ParseInt(desc.Annotations[annotationHeadSize], 10, 64)
 		if err != nil || e.HeadSize < fixedSize || e.HeadSize > min(maxHead, desc.Size) ||
-			e.Layer.Validate() != nil || e.HeadDigest.Validate() != nil {
+			desc.Digest.Validate() != nil || e.Layer.Validate() != nil || e.HeadDigest.Validate() != nil {
 			return nil, fmt.Errorf("%w artifact: entry %s", ErrFormat, desc.Digest)
 		}
 		a.Entries = append(a.Entries, e)

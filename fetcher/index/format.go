@@ -52,6 +52,16 @@ func (h *Head) IndexSize() int64 {
 	return h.Size
 }
 
+// Spans is the digest of the digests of all spans: two indexes of one layer and
+// bootstrap that are right have the same.
+func (h *Head) Spans() digest.Digest {
+	d := digest.SHA256.Digester()
+	for i := range h.Map.Digests {
+		d.Hash().Write(h.Map.Digests[i][:]) // never fails
+	}
+	return d.Digest()
+}
+
 // group finds the group of a checkpoint.
 func (h *Head) group(checkpoint int) (Group, error) {
 	for _, g := range h.Groups {

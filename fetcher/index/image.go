@@ -67,6 +67,9 @@ func ResolveImages(ctx context.Context, client *registry.Client, from Images, re
 	}
 	var images []*Image
 	for _, d := range chosen {
+		if err := d.Digest.Validate(); err != nil {
+			return nil, fmt.Errorf("image %s: manifest %q: %w", ref, d.Digest, err)
+		}
 		desc, body, err := from.Manifest(ctx, d.Digest.String())
 		if err != nil {
 			return nil, err
@@ -131,6 +134,9 @@ func decodeImage(ctx context.Context, from Images, desc v1.Descriptor, body []by
 	}
 	image := &Image{From: from, Manifest: desc, Platform: config.Platform, Command: commandOf(config.Config)}
 	for i, l := range m.Layers {
+		if err := l.Digest.Validate(); err != nil {
+			return nil, fmt.Errorf("manifest %s: layer %q: %w", desc.Digest, l.Digest, err)
+		}
 		image.Layers = append(image.Layers, ImageLayer{l, config.RootFS.DiffIDs[i]})
 	}
 	return image, nil

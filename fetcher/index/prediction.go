@@ -57,6 +57,11 @@ func decodePrediction(b []byte) (*Prediction, error) {
 	if err := json.Unmarshal(b, p); err != nil {
 		return nil, fmt.Errorf("%w prediction: %w", ErrFormat, err)
 	}
+	for _, d := range p.Layers {
+		if err := d.Validate(); err != nil {
+			return nil, fmt.Errorf("%w prediction: layer %q: %w", ErrFormat, d, err)
+		}
+	}
 	for _, s := range p.Spans {
 		if s[0] < 0 || s[0] >= int64(len(p.Layers)) || s[1] < 0 || s[1] > limit || s[2] < 1 || s[2] > limit {
 			return nil, fmt.Errorf("%w prediction: run %v", ErrFormat, s)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
@@ -35,12 +36,18 @@ type Resolver struct {
 	heads       singleflight.Group // by layer and content
 	puts        singleflight.Group // by layer
 	predictions singleflight.Group // by image
+
+	ahead *semaphore.Weighted // bytes of heads that no call waits for yet
 }
+
+// aheadMemory bounds the heads that are on their way before their layers are asked for.
+// Those of large images take some ten megabytes together.
+const aheadMemory = 2 * maxHead
 
 // NewResolver makes a resolver. The log gets what does not fail a call: a damaged
 // file in the store.
 func NewResolver(client *registry.Client, store *Store, log *slog.Logger) *Resolver {
-	return &Resolver{client: client, store: store, log: log}
+	return &Resolver{client: client, store: store, log: log, ahead: semaphore.NewWeighted(aheadMemory)}
 }
 
 // Find puts a layer's index into another store, that of the layer alone, and returns
@@ -55,34 +62,6 @@ func (r *Resolver) Find(ctx context.Context, w Want, into *Store) (*Head, error)
 		return nil, err
 	}
 	return r.share(w.Layer, into)
-}
-
-// FindFitting is Find for a layer that is laid out already: only an index that fits
-// accepts will do. It changes nothing in the resolver's store, whose index may be of
-// another layout.
-func (r *Resolver) FindFitting(ctx context.Context, w Want, fits func(*Head) error, into *Store) (*Head, error) {
-	if head, err := r.share(w.Layer, into); err != nil {
-		r.unusable(w.Layer, err)
-	} else if fits(head) == nil {
-		return head, nil
-	}
-	var found *Head
-	err := r.published(ctx, w, func(repo *registry.Repository, e Entry) error {
-		b, err := FetchHead(ctx, repo, e)
-		if err != nil {
-			return err
-		}
-		head, err := decodeFor(b, w.Layer)
-		if err == nil {
-			err = fits(head)
-		}
-		if err != nil {
-			return err
-		}
-		found = head
-		return into.Put(w.Layer, b, Origin{Ref: w.Ref, Entry: e})
-	})
-	return found, err
 }
 
 // Fetch brings a layer's index, where the store has none that can be used, into the
@@ -147,7 +126,7 @@ func (r *Resolver) share(layer digest.Digest, into *Store) (*Head, error) {
 
 // unusable logs why the store's index of a layer is not used, where there is one.
 func (r *Resolver) unusable(layer digest.Digest, err error) {
-	if !errors.Is(err, ErrNone) {
+	if err != nil && !errors.Is(err, ErrNone) {
 		r.log.Warn("a stored index is damaged and is fetched again", "layer", layer, "error", err)
 	}
 }
@@ -190,9 +169,12 @@ type none struct{}
 func (r *Resolver) published(ctx context.Context, w Want, use func(*registry.Repository, Entry) error) error {
 	return r.ask(ctx, w, func(repo *registry.Repository, a *Artifact) error {
 		for _, e := range a.Entries {
-			if e.Layer != w.Layer && slices.Contains(w.Above, e.Layer) {
-				// The call does not wait for it, and the layer's own call asks again.
-				go r.fetchHead(context.WithoutCancel(ctx), w.Ref, e) //nolint:errcheck // see above
+			if e.Layer != w.Layer && slices.Contains(w.Above, e.Layer) && r.ahead.TryAcquire(e.HeadSize) {
+				go func() {
+					defer r.ahead.Release(e.HeadSize)
+					// The call does not wait for it, and the layer's own call asks again.
+					_ = r.fetchHead(context.Background(), w.Ref, e)
+				}()
 			}
 		}
 		for _, e := range a.Entries {

@@ -1,11 +1,15 @@
 package index
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -16,6 +20,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/registry"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry/registrytest"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 )
@@ -72,6 +77,12 @@ func (p *published) publish(t *testing.T, layers int, o spans.BuildOptions) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	p.announce(t, body)
+}
+
+// announce makes an artifact the image's index.
+func (p *published) announce(t *testing.T, body []byte) {
+	t.Helper()
 	p.artifact = p.reg.AddManifest("index", body)
 	d := v1.Descriptor{MediaType: v1.MediaTypeImageManifest, ArtifactType: ArtifactType, Digest: p.artifact, Size: int64(len(body))}
 	list, err := json.Marshal(v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, Manifests: []v1.Descriptor{d}})
@@ -227,17 +238,24 @@ func TestFindFitting(t *testing.T) {
 	}
 	bootstrap := digest.FromBytes(head.Bootstrap)
 	errOther := errors.New("another layout")
-	fits := func(h *Head) error {
+	fits := NewFit(func(h *Head) error {
 		if digest.FromBytes(h.Bootstrap) != bootstrap {
 			return errOther
 		}
 		return nil
-	}
+	})
 	own := testStore(t)
-	if _, err := r.FindFitting(t.Context(), p.want(0), func(*Head) error { return errOther }, own); !errors.Is(err, errOther) {
-		t.Error("another layout:", err)
+	unfit := NewFit(func(*Head) error { return errOther })
+	fetched := p.asked(p.contents[0].String())
+	for range 3 { // each reader of a hole asks
+		if _, err := r.FindFitting(t.Context(), p.want(0), unfit, testStore(t), own); !errors.Is(err, errOther) {
+			t.Error("another layout:", err)
+		}
 	}
-	if _, err := r.FindFitting(t.Context(), p.want(0), fits, own); err != nil {
+	if n := p.asked(p.contents[0].String()) - fetched; n != 1 {
+		t.Errorf("a head of another layout was fetched %d times", n)
+	}
+	if _, err := r.FindFitting(t.Context(), p.want(0), fits, testStore(t), own); err != nil {
 		t.Fatal(err)
 	}
 	if _, found, err := own.Origin(d); !found || err != nil {
@@ -250,9 +268,16 @@ func TestFindFitting(t *testing.T) {
 	if err := os.Rename(path, r.store.Path(d)); err != nil {
 		t.Fatal(err)
 	}
+	shared := testStore(t)
+	if err := r.store.Share(d, shared); err != nil {
+		t.Fatal(err)
+	}
 	p.reg.Close()
 	temp := testStore(t)
-	if _, err := r.FindFitting(t.Context(), p.want(0), fits, temp); err != nil {
+	if _, err := r.FindFitting(t.Context(), p.want(0), fits, shared, temp); err == nil {
+		t.Error("the damaged index was found in its own place")
+	}
+	if _, err := r.FindFitting(t.Context(), p.want(0), fits, own, temp); err != nil {
 		t.Fatal(err)
 	}
 	if err := own.Take(d, temp); err != nil {
@@ -264,4 +289,180 @@ func TestFindFitting(t *testing.T) {
 		f.Close()
 	}
 	noIndex(t, temp)
+}
+
+// TestSharedRequestIsNoCallers: a call that has given up leaves a request to the calls
+// that wait for it. What its context carries, such as a fetch's place in a budget, has
+// ended with it.
+func TestSharedRequestIsNoCallers(t *testing.T) {
+	p := publishedImage(t, 1)
+	p.publish(t, 1, spans.BuildOptions{})
+	type place struct{}
+	client, err := registry.New(registry.Options{PlainHTTP: true, Retry: registry.Retry{Sleep: func(ctx context.Context, _ time.Duration) error {
+		if ctx.Value(place{}) != nil { // which does not come back
+			<-ctx.Done()
+		}
+		return ctx.Err()
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := NewResolver(client, testStore(t), slog.New(slog.DiscardHandler))
+	begun, gate := make(chan struct{}), make(chan struct{})
+	p.reg.Fail(func(w http.ResponseWriter, req *http.Request, content []byte) bool {
+		close(begun)
+		<-gate
+		return registrytest.Status(http.StatusServiceUnavailable, "")(w, req, content)
+	})
+	ctx, cancel := context.WithCancel(context.WithValue(t.Context(), place{}, true))
+	first, second := make(chan error), make(chan error)
+	find := func(ctx context.Context, done chan error) {
+		_, err := r.Find(ctx, p.want(0), testStore(t))
+		done <- err
+	}
+	go find(ctx, first)
+	<-begun
+	go find(t.Context(), second)
+	cancel()
+	if err := <-first; !errors.Is(err, context.Canceled) {
+		t.Error("the call that gave up:", err)
+	}
+	close(gate)
+	if err := <-second; err != nil {
+		t.Error("the other call:", err)
+	}
+}
+
+// TestHostileDigests has what a repository says name content and layers by what is no
+// digest: it would be a part of a URL, or of a path of this node.
+func TestHostileDigests(t *testing.T) {
+	const evil = "x:../../../../kept"
+	image := digest.FromString("image")
+	m := v1.Manifest{ArtifactType: ArtifactType, Subject: &v1.Descriptor{Digest: image}, Layers: []v1.Descriptor{{
+		MediaType: LayerType, Digest: "sha256:../../../../other/blobs/x", Size: 1000, Annotations: map[string]string{
+			annotationLayer: digest.FromString("layer").String(), annotationHeadSize: "1000", annotationHeadDigest: digest.FromString("head").String(),
+		},
+	}}}
+	body, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := decodeArtifact(body, image); !errors.Is(err, ErrFormat) {
+		t.Error("content:", err)
+	}
+
+	p := publishedImage(t, 1)
+	p.publish(t, 1, spans.BuildOptions{})
+	list, err := json.Marshal(v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, Manifests: []v1.Descriptor{{ArtifactType: ArtifactType, Digest: "latest/../../x"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.reg.AddReferrers(p.image.Manifest.Digest, list)
+	if _, err := testResolver(t).Published(t.Context(), p.want(0)); !errors.Is(err, ErrNone) {
+		t.Error("a referrer:", err)
+	}
+	if n := p.asked(".."); n != 0 {
+		t.Errorf("%d requests left the repository's paths", n)
+	}
+
+	for _, bad := range []digest.Digest{evil, "no digest"} {
+		layer := gzipLayer(t, layertest.Tar(t, 1, 1))
+		addImage(t, p.reg, "evil", "amd64", layer)
+		body := bytes.ReplaceAll(manifestOf(t, p.reg.Ref("evil")), []byte(digest.FromBytes(layer.packed)), []byte(bad))
+		p.reg.AddManifest("evil", body)
+		if _, err := ResolveImages(t.Context(), testClient(t), nil, p.reg.Ref("evil"), nil); err == nil {
+			t.Error("an image with a layer that is named", bad)
+		}
+		list, err := json.Marshal(v1.Index{Manifests: []v1.Descriptor{{Digest: bad, Platform: &v1.Platform{OS: "linux", Architecture: "amd64"}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.reg.AddManifest("evil", list)
+		if _, err := ResolveImages(t.Context(), testClient(t), nil, p.reg.Ref("evil"), nil); err == nil || p.asked(string(bad)) > 0 {
+			t.Error("an image with a manifest that is named", bad, err)
+		}
+	}
+
+	// A daemon before this one has stored it.
+	dir := t.TempDir()
+	s, err := OpenStore(filepath.Join(dir, "a", "b"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := filepath.Join(dir, "kept.index")
+	for _, layer := range []digest.Digest{evil, "no digest"} {
+		err := errors.Join(os.WriteFile(kept, nil, 0o600), s.PutPrediction(image, &Prediction{Layers: []digest.Digest{layer}}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Prediction(image); !errors.Is(err, ErrFormat) {
+			t.Error("a prediction's layers:", err)
+		}
+		if _, err := s.RemoveMatching(image.String()); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(kept); err != nil {
+			t.Error("a file outside of the store:", err)
+		}
+	}
+}
+
+// manifestOf is the manifest behind a reference.
+func manifestOf(t *testing.T, ref string) []byte {
+	t.Helper()
+	repo, tag, err := testClient(t).Repository(ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, body, err := repo.Manifest(t.Context(), tag)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return body
+}
+
+// TestHeadsAheadHaveBounds: an index that promises large heads for all layers above the
+// one that is asked for gets room for a few at once.
+func TestHeadsAheadHaveBounds(t *testing.T) {
+	p := publishedImage(t, 1)
+	w := p.want(0)
+	var entries []Entry
+	for i := range 8 {
+		name := digest.FromString(fmt.Sprint(i))
+		entries = append(entries, Entry{Layer: name, HeadSize: maxHead, HeadDigest: name, Content: v1.Descriptor{Digest: name, Size: maxHead}})
+		w.Above = append(w.Above, name)
+	}
+	w.Layer = w.Above[len(w.Above)-1]
+	body, err := encodeArtifact(p.image.Manifest, v1.DescriptorEmptyJSON, entries, "2026-01-01T00:00:00Z")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.announce(t, body)
+	gate := make(chan struct{})
+	for range entries {
+		p.reg.Fail(registrytest.Until(gate))
+	}
+	done := make(chan error)
+	r := testResolver(t)
+	go func() {
+		_, err := r.Find(t.Context(), w, testStore(t))
+		done <- err
+	}()
+	const most = aheadMemory/maxHead + 1 // with its own
+	asked := func() (n int) {
+		for _, e := range entries {
+			n += min(1, p.asked(e.Content.Digest.String()))
+		}
+		return n
+	}
+	for asked() < most {
+		time.Sleep(time.Millisecond)
+	}
+	close(gate)
+	if err := <-done; !registry.NotFound(err) {
+		t.Error(err)
+	}
+	if n := asked(); n > most {
+		t.Errorf("%d heads at once", n)
+	}
 }

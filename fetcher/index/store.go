@@ -178,10 +178,16 @@ func (s *Store) Share(layer digest.Digest, with *Store) error {
 			return err
 		}
 		// Origin and index must belong together: they were not replaced meanwhile.
-		if sameFile(s.originPath(layer), with.originPath(layer)) && sameFile(s.Path(layer), with.Path(layer)) {
+		if s.shares(layer, with) {
 			return nil
 		}
 	}
+}
+
+// shares reports whether another store has the same index of a layer, by Share or
+// Take: where one is damaged, the other is.
+func (s *Store) shares(layer digest.Digest, with *Store) bool {
+	return sameFile(s.originPath(layer), with.originPath(layer)) && sameFile(s.Path(layer), with.Path(layer))
 }
 
 // Take moves a layer's index here from another store on the same file system, in

@@ -25,7 +25,8 @@ const maxPages = 64
 // distribution specification has for registries without it.
 //
 // The list is empty only where the registry has said that there are none: a
-// refusal of credentials, among others, is an error.
+// refusal of credentials, among others, is an error. What has no valid digest, which
+// would be a part of a request's path, is left out.
 func (r *Repository) Referrers(ctx context.Context, subject digest.Digest, artifactType string) ([]v1.Descriptor, error) {
 	type answer struct {
 		list []v1.Descriptor
@@ -57,7 +58,7 @@ func (r *Repository) Referrers(ctx context.Context, subject digest.Digest, artif
 	var found []v1.Descriptor
 	seen := map[digest.Digest]bool{}
 	for _, d := range append(listed, fallback.list...) {
-		if d.ArtifactType == artifactType && !seen[d.Digest] {
+		if d.ArtifactType == artifactType && d.Digest.Validate() == nil && !seen[d.Digest] {
 			seen[d.Digest] = true
 			found = append(found, d)
 		}

@@ -47,6 +47,9 @@ type layerState struct {
 	SpanSize   int64
 	Inodes     int64
 	Packed     int64 // bytes of the layer in the registry
+	// Spans is the digest of the digests of all spans, which an index that takes the
+	// place of the own one must have as well; empty in a state of an earlier version.
+	Spans      digest.Digest
 	Generation int64 // more than that of any earlier directory of the layer; 0 in a state of an earlier version
 }
 
@@ -124,6 +127,7 @@ func write(d *dirs.Dirs, t Target, mountpoint string, find func(into *index.Stor
 		Version: stateVersion, Layer: t.Layer, Bootstrap: digest.FromBytes(head.Bootstrap), Ref: t.Ref, Manifest: t.Manifest,
 		Mountpoint: mountpoint,
 		BlobSize:   head.Map.BlobSize, SpanSize: head.Map.SpanSize, Inodes: int64(image.Inodes), Packed: head.Map.PackedSize,
+		Spans:      head.Spans(),
 		Generation: generation,
 	}.at(d.Root())
 	if err := f.clear(d); err != nil {

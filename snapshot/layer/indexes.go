@@ -17,6 +17,7 @@ import (
 // does not answer, the reader gets the error, and the next one tries again.
 type ownIndex struct {
 	state    layerState
+	fit      *index.Fit
 	store    *index.Store // of the layer alone
 	client   *registry.Client
 	resolver *index.Resolver
@@ -24,11 +25,15 @@ type ownIndex struct {
 	log      *slog.Logger
 }
 
-// fits reports what makes an index unfit for the layer's mounted bootstrap.
+// fits reports what makes an index unfit for the layer's mounted bootstrap, and for the
+// bytes that are filled already.
 func (s layerState) fits(h *index.Head) error {
 	if got := digest.FromBytes(h.Bootstrap); got != s.Bootstrap || h.Map.SpanSize != s.SpanSize || h.Map.BlobSize != s.BlobSize {
 		return fmt.Errorf("the index is of another layout of layer %s: bootstrap %s, %d bytes in spans of %d; mounted is bootstrap %s, %d bytes in spans of %d",
 			s.Layer, got, h.Map.BlobSize, h.Map.SpanSize, s.Bootstrap, s.BlobSize, s.SpanSize)
+	}
+	if s.Spans != "" && (h.Spans() != s.Spans || h.Map.PackedSize != s.Packed) {
+		return fmt.Errorf("the index promises other bytes of layer %s than the one that it was mounted with", s.Layer)
 	}
 	return nil
 }
@@ -69,7 +74,7 @@ func (x *ownIndex) replace(ctx context.Context) (*index.Layer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := x.resolver.FindFitting(ctx, index.Want(x.state.image()), x.state.fits, into); err != nil {
+	if _, err := x.resolver.FindFitting(ctx, index.Want(x.state.image()), x.fit, x.store, into); err != nil {
 		return nil, fmt.Errorf("no other index to replace it: %w", err)
 	}
 	if err := x.store.Take(x.state.Layer, into); err != nil {

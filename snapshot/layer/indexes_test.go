@@ -2,11 +2,13 @@ package layer_test
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
-	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -14,11 +16,13 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/snapshotters"
 	"github.com/containerd/errdefs"
+	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry/registrytest"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 	"github.com/lacuna-snapshotter/lacuna/snapshot/snapshottest"
@@ -28,13 +32,58 @@ import (
 // index push does. It returns the image's manifest.
 func publish(t *testing.T, i *snapshottest.Image, o spans.BuildOptions) digest.Digest {
 	t.Helper()
-	manifest := digest.FromString("the manifest")
+	all := makeIndex(t, i.Layers[0], o)
+	return publishAs(t, i, all)
+}
+
+func makeIndex(t *testing.T, packed []byte, o spans.BuildOptions) []byte {
+	t.Helper()
 	path := filepath.Join(t.TempDir(), "index")
-	head, _, err := index.Create(t.Context(), bytes.NewReader(i.Layers[0]), path, o, index.Expect{})
-	if err != nil {
+	if _, _, err := index.Create(t.Context(), bytes.NewReader(packed), path, o, index.Expect{}); err != nil {
 		t.Fatal(err)
 	}
 	all, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// forge makes an index that is of an image's layer by its own word, and of the same
+// bootstrap, and promises other bytes.
+func forge(t *testing.T, i *snapshottest.Image) []byte {
+	t.Helper()
+	tar := bytes.Clone(i.Tars[0])
+	tar[bytes.Index(tar, i.File(t, "dir0/file1"))] ^= 1
+	all := makeIndex(t, layertest.Gzip(t, tar), spans.BuildOptions{})
+	enc, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dec, err := zstd.NewReader(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dec.Close()
+	field := func(n int) []byte { return all[8+4*n : 12+4*n] } // see package index
+	size := int64(binary.LittleEndian.Uint32(field(0)))
+	at := 28 + int64(binary.LittleEndian.Uint32(field(2)))
+	m, err := dec.DecodeAll(all[at:size], nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	layer := sha256.Sum256(i.Layers[0])
+	packed := enc.EncodeAll(append(layer[:], m[len(layer):]...), nil)
+	binary.LittleEndian.PutUint32(field(0), uint32(at)+uint32(len(packed)))
+	binary.LittleEndian.PutUint32(field(4), uint32(len(packed)))
+	return slices.Concat(all[:at], packed, all[size:])
+}
+
+// publishAs is publish with an index that is made already.
+func publishAs(t *testing.T, i *snapshottest.Image, all []byte) digest.Digest {
+	t.Helper()
+	manifest := digest.FromString("the manifest")
+	head, err := index.DecodeHead(all)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,17 +126,23 @@ func TestDamagedOwnIndex(t *testing.T) {
 	for name, c := range map[string]struct {
 		damage    func(path string) error
 		published *spans.BuildOptions // how the index in the repository is made
+		forged    bool                // the index in the repository promises other bytes
 		stored    bool                // the node's store has another one
+		shared    bool                // the node's store has the damaged one as well
+		both      bool                // the other one in the node's store is damaged, too
 		before    func(img *snapshottest.Image)
 		fails     bool // then readers get EIO, until
 		after     func(img *snapshottest.Image)
 	}{
-		"in the store":        {damage: cut, stored: true},
-		"in the repository":   {damage: cut, published: &spans.BuildOptions{}},
-		"missing":             {damage: os.Remove, published: &spans.BuildOptions{}},
-		"without its windows": {damage: loseWindows, published: &spans.BuildOptions{}},
-		"of another layout":   {damage: cut, published: &spans.BuildOptions{SpanSize: 8 << 10}, fails: true},
-		"nowhere":             {damage: loseWindows, fails: true},
+		"in the store":          {damage: cut, stored: true},
+		"in the repository":     {damage: cut, published: &spans.BuildOptions{}},
+		"missing":               {damage: os.Remove, published: &spans.BuildOptions{}},
+		"without its windows":   {damage: loseWindows, published: &spans.BuildOptions{}},
+		"shared with the store": {damage: loseWindows, published: &spans.BuildOptions{}, shared: true},
+		"twice":                 {damage: loseWindows, published: &spans.BuildOptions{}, stored: true, both: true},
+		"of another layout":     {damage: cut, published: &spans.BuildOptions{SpanSize: 8 << 10}, fails: true},
+		"of other bytes":        {damage: cut, forged: true, fails: true},
+		"nowhere":               {damage: loseWindows, fails: true},
 		"registry away": {
 			damage: cut, published: &spans.BuildOptions{}, before: away, fails: true,
 			after: func(img *snapshottest.Image) { img.Reg.ClearFaults() },
@@ -100,6 +155,9 @@ func TestDamagedOwnIndex(t *testing.T) {
 			img.Index(t, n, 0)
 			if c.published != nil {
 				publish(t, img, *c.published)
+			}
+			if c.forged {
+				publishAs(t, img, forge(t, img))
 			}
 			d := digest.FromBytes(img.Layers[0])
 			labels := snapshots.WithLabels(map[string]string{
@@ -114,14 +172,21 @@ func TestDamagedOwnIndex(t *testing.T) {
 			l := look(t, n, img.Layers[0])
 			own, err := index.OpenStore(l.Files().Dir())
 			if err == nil {
-				// The store's is the same file.
-				err = errors.Join(c.damage(own.Path(d)), n.Store.Remove(d))
+				err = c.damage(own.Path(d))
+			}
+			if err == nil && !c.shared { // the store's is the same file
+				err = n.Store.Remove(d)
 			}
 			if err != nil {
 				t.Fatal(err)
 			}
 			if c.stored {
 				img.Index(t, n, 0)
+			}
+			if c.both {
+				if err := c.damage(n.Store.Path(d)); err != nil {
+					t.Fatal(err)
+				}
 			}
 			if c.before != nil {
 				c.before(img)

@@ -21,7 +21,7 @@ func (l *Set) open(layer *Layer, f *files) error {
 	if err := errors.Join(regular(f.path("bootstrap")), regular(own.Path(f.Layer))); err != nil {
 		return err
 	}
-	source := newLayerSource(&ownIndex{f.layerState, own, l.Client, l.resolver, l.dirs.Temp, l.Log})
+	source := newLayerSource(&ownIndex{f.layerState, index.NewFit(f.fits), own, l.Client, l.resolver, l.dirs.Temp, l.Log})
 	blob, fresh, err := l.openBlob(f, source)
 	if err != nil {
 		return err

@@ -127,17 +127,10 @@ func (l *Set) make(ctx context.Context, layer *Layer, t Target, fetchable func(c
 		return err
 	}
 	old := layer.files
-	if !kept && f.mounted() {
-		// The mount is of other files. The processes that use it keep it.
-		if err := erofs.Unmount(f.target); err != nil {
-			return err
-		}
-	}
-	if err := fetchable(ctx); err != nil {
-		return errors.Join(fmt.Errorf("layer %s cannot be fetched: %w", t.Layer, err), l.dirs.Discard(f.dir))
-	}
-	if err := l.open(layer, f); err != nil {
-		if layer.state == Absent {
+	if err := l.use(ctx, layer, f, kept, fetchable); err != nil {
+		if layer.files != f && (old == nil || old.dir != f.dir) {
+			// The layer may yet be opened from its old directory, and the next daemon
+			// would take this one, which is the later.
 			err = errors.Join(err, l.dirs.Discard(f.dir))
 		}
 		return err
@@ -149,4 +142,18 @@ func (l *Set) make(ctx context.Context, layer *Layer, t Target, fetchable func(c
 		}
 	}
 	return nil
+}
+
+// use opens a layer from a directory that was written for it.
+func (l *Set) use(ctx context.Context, layer *Layer, f *files, kept bool, fetchable func(context.Context) error) error {
+	if !kept && f.mounted() {
+		// The mount is of other files. The processes that use it keep it.
+		if err := erofs.Unmount(f.target); err != nil {
+			return err
+		}
+	}
+	if err := fetchable(ctx); err != nil {
+		return fmt.Errorf("layer %s cannot be fetched: %w", layer.digest, err)
+	}
+	return l.open(layer, f)
 }

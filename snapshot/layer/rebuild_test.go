@@ -1,6 +1,8 @@
 package layer_test
 
 import (
+	"archive/tar"
+	"bytes"
 	"errors"
 	"os"
 	"os/exec"
@@ -13,7 +15,11 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/lacuna-snapshotter/lacuna/erofs"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/index"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/layertest"
 	"github.com/lacuna-snapshotter/lacuna/fetcher/registry/registrytest"
+	"github.com/lacuna-snapshotter/lacuna/fetcher/spans"
 	"github.com/lacuna-snapshotter/lacuna/snapshot/dirs"
 	"github.com/lacuna-snapshotter/lacuna/snapshot/layer"
 	"github.com/lacuna-snapshotter/lacuna/snapshot/snapshottest"
@@ -168,4 +174,83 @@ func TestQuarantinedIsHeld(t *testing.T) {
 	if err := n.TearDown(); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestRebuildThatFailed rebuilds a layer from an index of another layout, which fails
+// after the new directory is written, and opens it from the old one then. The next daemon
+// serves the mount with the directory that it is of, also where the other one could not
+// be removed.
+func TestRebuildThatFailed(t *testing.T) {
+	snapshottest.NeedFanotify(t)
+	root := t.TempDir()
+	n := snapshottest.New(t, root)
+	img := impliedImage(t)
+	img.Index(t, n, 0)
+	snapshottest.PrepareAll(t, t.Context(), n, img)
+	l := look(t, n, img.Layers[0])
+	if err := l.Blob().Fill(t.Context(), 0, 1); err != nil {
+		t.Fatal(err)
+	}
+	n.Layers.Cache.MaxBytes = 1
+	if err := n.Layers.EvictOnce(); err != nil {
+		t.Fatal(err)
+	}
+	other := spans.BuildOptions{Tar: erofs.Options{Implied: func(_ string, dir *erofs.Inode) { dir.Mode ^= 0o077 }}}
+	if _, _, err := index.Create(t.Context(), bytes.NewReader(img.Layers[0]), n.Store.Path(l.Files().Layer), other, index.Expect{}); err != nil {
+		t.Fatal(err)
+	}
+	layers, copied := filepath.Join(root, dirs.Layers), filepath.Join(t.TempDir(), "layers")
+	fails := 2 // with the old directory, then with the new one
+	n.Layers.Transport = &hooked{Transport: n.Server, mount: func() error {
+		if fails--; fails < 0 {
+			return nil
+		}
+		if fails == 0 {
+			snapshottest.MustRun(t, "cp", "-a", "--sparse=always", layers, copied)
+		}
+		return errors.New("no memory")
+	}}
+	if _, err := n.Layers.Mountpoint(t.Context(), l.Files().Image()); err == nil {
+		t.Fatal("mounted")
+	}
+	if entries, err := os.ReadDir(layers); err != nil || len(entries) != 1 {
+		t.Errorf("%v are left, %v", entries, err)
+	}
+	snapshottest.Eventually(t, "the layer is opened", func() bool { return look(t, n, img.Layers[0]).State() == layer.Ready })
+	if dir := look(t, n, img.Layers[0]).Files().Dir(); dir != l.Files().Dir() {
+		t.Fatal("opened from", dir)
+	}
+	group := snapshottest.Hold(t, n)
+	if err := n.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	snapshottest.MustRun(t, "cp", "-a", "--no-clobber", "--sparse=always", copied, root)
+	if entries, err := os.ReadDir(layers); err != nil || len(entries) != 2 {
+		t.Fatal(entries, err)
+	}
+	n, err := snapshottest.Start(t.Context(), root, group, snapshottest.Log(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = n.TearDown() })
+	img.ReadsRight(t, n)
+}
+
+// impliedImage is an image of one layer with a directory that its tar does not name.
+func impliedImage(t *testing.T) *snapshottest.Image {
+	t.Helper()
+	content := bytes.Repeat([]byte("some bytes "), 30_000)
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	err := w.WriteHeader(&tar.Header{Name: "implied/file", Mode: 0o644, Size: int64(len(content))})
+	if err == nil {
+		_, err = w.Write(content)
+	}
+	if err := errors.Join(err, w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	img := snapshottest.NewImage(t, 1)
+	img.Tars[0], img.Layers[0] = b.Bytes(), layertest.Gzip(t, b.Bytes())
+	img.Reg.AddBlob(img.Layers[0])
+	return img
 }

@@ -68,8 +68,8 @@ type brokenFiles struct {
 	err   error
 }
 
-// readAll reads the directories of all layers. Of two directories of one layer the
-// later counts: the daemon died before it had removed the earlier one. A layer is in
+// readAll reads the directories of all layers. Of two directories of one layer one
+// counts, see later: the daemon died before it had removed the other. A layer is in
 // broken only where none of its directories can be used.
 func (l *Set) readAll() (found map[digest.Digest]*files, broken map[digest.Digest]brokenFiles, err error) {
 	entries, err := os.ReadDir(filepath.Join(l.Root, dirs.Layers))
@@ -111,12 +111,13 @@ func (l *Set) readAll() (found map[digest.Digest]*files, broken map[digest.Diges
 	return found, broken, nil
 }
 
-// later reports whether a was written later than b, two directories of one layer.
-// Directories of a version without generations have 0; of two of them, the one that is
-// mounted counts.
+// later reports whether a counts, and not b, two directories of one layer: the one whose
+// file system is in use, since the mountpoint, which they share, shows none but that;
+// otherwise the one that was written later. Directories of a version without generations
+// have 0.
 func later(a, b *files) bool {
-	if a.Generation != b.Generation {
-		return a.Generation > b.Generation
+	if usedA, usedB := reachable(a.dir), reachable(b.dir); usedA != usedB {
+		return usedA
 	}
-	return reachable(a.dir) && !reachable(b.dir)
+	return a.Generation > b.Generation
 }

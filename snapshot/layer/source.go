@@ -114,16 +114,20 @@ func (s *layerSource) Missed(first, last int64) {
 // replaced, and what is missing is fetched with the new one.
 func (s *layerSource) Fetch(ctx context.Context, first, last int64, put func(int64, []byte) error) error {
 	next := first
-	l, err := s.fetch(ctx, &next, last, put)
-	if !errors.Is(err, index.ErrWindows) {
-		return err
+	for mended := 0; ; mended++ {
+		l, err := s.fetch(ctx, &next, last, put)
+		if !errors.Is(err, index.ErrWindows) || mended == mostMends {
+			return err
+		}
+		if merr := s.mend(ctx, l); merr != nil {
+			return fmt.Errorf("%w (%w)", err, merr)
+		}
 	}
-	if merr := s.mend(ctx, l); merr != nil {
-		return fmt.Errorf("%w (%w)", err, merr)
-	}
-	_, err = s.fetch(ctx, &next, last, put)
-	return err
 }
+
+// mostMends is how many other indexes there may be: the node's store has one, and the
+// repository of the image has one.
+const mostMends = 2
 
 // fetch fetches from *next on, which it moves past each span that it brings.
 func (s *layerSource) fetch(ctx context.Context, next *int64, last int64, put func(int64, []byte) error) (*openIndex, error) {
