@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lacuna-snapshotter/lacuna/internal/child"
 )
 
 // MountError is a mount or unmount that failed, with a hint where there is one.
@@ -81,7 +83,7 @@ func (f Fscache) Options() string {
 func MountFscache(f Fscache, target string) error {
 	cmd := exec.Command("mount", "-i", "-t", "erofs", "-o", "ro,nosuid,nodev,"+f.Options(), "none", target) //nolint:noctx // see above
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
-	out, err := cmd.CombinedOutput()
+	out, err := child.CombinedOutput(cmd)
 	if err == nil {
 		return nil
 	}
@@ -102,16 +104,16 @@ func MountFscache(f Fscache, target string) error {
 // So umount(8) does it, in another process, for which Unmount does not wait once the
 // target is free. If a thread of this process waited, the daemon that answers those
 // reads might not get to serve them, and after its death its descriptors would stay
-// open, and the next daemon could not take over.
+// open, and the next daemon could not take over. umount(8) ends with this process: it
+// must not unmount what the next daemon has found mounted.
 func Unmount(target string) error {
 	cmd := exec.Command("umount", "-c", "-i", "-l", target) //nolint:noctx // see above
 	var out bytes.Buffer
 	cmd.Env, cmd.Stderr = append(os.Environ(), "LC_ALL=C"), &out
-	if err := cmd.Start(); err != nil {
+	done, err := child.Start(cmd)
+	if err != nil {
 		return &MountError{"unmount", target, err}
 	}
-	done := make(chan error, 1)
-	go func() { done <- cmd.Wait() }()
 	look := time.NewTicker(unmountLook)
 	defer look.Stop()
 	for {

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/lacuna-snapshotter/lacuna/config"
+	"github.com/lacuna-snapshotter/lacuna/internal/child"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/cachefiles"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/fanotify"
@@ -75,7 +76,7 @@ const changeLoop = "change-loop" // the subcommand
 
 // runChangeLoop is erofs.ChangeLoop in another process.
 func runChangeLoop(device, from, to string, sparse bool) error {
-	out, err := exec.Command("/proc/self/exe", changeLoop, device, from, to, "--sparse="+strconv.FormatBool(sparse)).CombinedOutput() //nolint:noctx // it waits for reads, which this process answers
+	out, err := child.CombinedOutput(exec.Command("/proc/self/exe", changeLoop, device, from, to, "--sparse="+strconv.FormatBool(sparse))) //nolint:noctx // it waits for reads, which this process answers
 	if err != nil {
 		return fmt.Errorf("%s: %w", strings.TrimSpace(string(out)), err)
 	}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lacuna-snapshotter/lacuna/erofs"
+	"github.com/lacuna-snapshotter/lacuna/internal/child"
 	"github.com/lacuna-snapshotter/lacuna/ondemand"
 	"github.com/lacuna-snapshotter/lacuna/ondemand/hold/inflight"
 )
@@ -106,7 +107,7 @@ func (s *Server) Mount(b *ondemand.Blob, bootstrap, target string) error {
 	if sparse {
 		device = s.path(b)
 		// In another process: see the package's comment.
-		if out, err := exec.Command("head", "-c0", device).CombinedOutput(); err != nil { //nolint:noctx // it asks us
+		if out, err := child.CombinedOutput(exec.Command("head", "-c0", device)); err != nil { //nolint:noctx // it asks us
 			return fmt.Errorf("open %s: %w %s", device, err, out)
 		}
 	}
