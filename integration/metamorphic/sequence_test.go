@@ -348,7 +348,10 @@ func (s *sequence) unmountAll() error {
 		errs = append(errs, err)
 		for _, at := range list {
 			if at != s.root {
-				errs = append(errs, unix.Unmount(at, unix.MNT_DETACH))
+				// A node that was killed may just have had it unmounted.
+				if err := unix.Unmount(at, unix.MNT_DETACH); !errors.Is(err, unix.EINVAL) {
+					errs = append(errs, err)
+				}
 			}
 		}
 	}
