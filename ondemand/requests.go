@@ -4,7 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -20,15 +19,19 @@ type Requests struct {
 	recovered chan struct{}
 	failed    chan error
 
-	starting sync.Mutex // held while leaving is set, and by Start
-	leaving  atomic.Bool
-	work     sync.WaitGroup
+	mu      sync.Mutex
+	leaving bool
+	// No WaitGroup: requests may start, from none on, while others wait for the end
+	// of all.
+	running int
+	ended   *sync.Cond // none is running
 }
 
 // NewRequests has no requests yet. Successor says that the next daemon gets requests
 // that are not answered.
 func NewRequests(log *slog.Logger, successor bool) *Requests {
 	r := &Requests{log: log, successor: successor, recovered: make(chan struct{}), failed: make(chan error, 1)}
+	r.ended = sync.NewCond(&r.mu)
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	return r
 }
@@ -52,13 +55,17 @@ func (r *Requests) Early() bool {
 
 // Leaving reports whether a request that fails from now on is not answered, but left
 // for the next daemon.
-func (r *Requests) Leaving() bool { return r.leaving.Load() }
+func (r *Requests) Leaving() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.leaving
+}
 
 // Leave leaves requests that fail for the next daemon, if one gets them.
 func (r *Requests) Leave() {
-	r.starting.Lock()
-	defer r.starting.Unlock()
-	r.leaving.Store(r.successor)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.leaving = r.successor
 }
 
 // Find looks up what a request is for. Until Recover it waits for what is not found at
@@ -76,17 +83,38 @@ func Find[T comparable](r *Requests, lookup func() T) T {
 }
 
 // Go starts work that Wait and WaitAll wait for.
-func (r *Requests) Go(f func()) { r.work.Go(f) }
+func (r *Requests) Go(f func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.start(f)
+}
+
+// start is Go; the caller holds mu.
+func (r *Requests) start(f func()) {
+	r.running++
+	go func() {
+		defer r.end()
+		f()
+	}()
+}
+
+func (r *Requests) end() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.running--; r.running == 0 {
+		r.ended.Broadcast()
+	}
+}
 
 // Start is Go for a request. It starts nothing and returns false when the request is
 // left for the next daemon.
 func (r *Requests) Start(f func()) bool {
-	r.starting.Lock()
-	defer r.starting.Unlock()
-	if r.leaving.Load() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.leaving {
 		return false
 	}
-	r.work.Go(f)
+	r.start(f)
 	return true
 }
 
@@ -97,7 +125,7 @@ const drainTime = 5 * time.Second
 // Wait waits a while until what was started has ended.
 func (r *Requests) Wait() {
 	done := make(chan struct{})
-	go func() { r.work.Wait(); close(done) }()
+	go func() { r.WaitAll(); close(done) }()
 	select {
 	case <-done:
 	case <-time.After(drainTime):
@@ -114,7 +142,13 @@ func (r *Requests) End() {
 }
 
 // WaitAll waits until all that was started has ended, which End makes soon.
-func (r *Requests) WaitAll() { r.work.Wait() }
+func (r *Requests) WaitAll() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for r.running > 0 {
+		r.ended.Wait()
+	}
+}
 
 // LogFailure logs that a request could not be filled: its reader gets EIO or, when the
 // transport is leaving, waits for the next daemon.
