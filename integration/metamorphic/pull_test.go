@@ -106,11 +106,7 @@ func (s *sequence) extract(ns *namespace, layers []*layer) bool {
 		return err
 	})
 	if s.lenient.Load() && !errdefs.IsAlreadyExists(err) {
-		// The snapshot may exist although the call failed. If the chain ID exists on
-		// another parent already, it has another name.
-		for _, name := range []string{chain, chain + " on " + digest.FromString(parent).Encoded()} {
-			s.m.put(&snap{key: name, parent: parent, kind: snapshots.KindCommitted, exists: unsure, lazy: true, layer: l, ordinary: ordinary, files: files})
-		}
+		s.perhapsLazy(chain, parent, l, files, ordinary) // and the answer was lost
 	}
 	switch {
 	case errdefs.IsAlreadyExists(err):
@@ -137,6 +133,14 @@ func (s *sequence) extract(ns *namespace, layers []*layer) bool {
 	return abandon()
 }
 
+// perhapsLazy says that the node may have made the snapshot of a chain: under its plain
+// name or, if the chain is there on another parent already, under another one.
+func (s *sequence) perhapsLazy(chain, parent string, l *layer, files content, ordinary bool) {
+	for _, name := range []string{chain, chain + " on " + digest.FromString(parent).Encoded()} {
+		s.m.put(&snap{key: name, parent: parent, kind: snapshots.KindCommitted, exists: unsure, lazy: true, layer: l, ordinary: ordinary, files: files})
+	}
+}
+
 // adoptLazy finds the snapshot that the node says is there, by containerd's rule.
 func (s *sequence) adoptLazy(ns *namespace, chain, parent string, l *layer, files content, ordinary bool) bool {
 	var found *snapshots.Info
@@ -150,7 +154,7 @@ func (s *sequence) adoptLazy(ns *namespace, chain, parent string, l *layer, file
 	})
 	if err != nil {
 		s.must("Walk", err)
-		s.m.put(&snap{key: chain, parent: parent, kind: snapshots.KindCommitted, exists: unsure, lazy: true, layer: l, ordinary: ordinary, files: files})
+		s.perhapsLazy(chain, parent, l, files, ordinary)
 		return false
 	}
 	if found == nil {
