@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -38,6 +39,10 @@ func Serve(group *os.File, j *inflight.Table, log *slog.Logger) (*Server, error)
 	if err == nil {
 		err = reserve(numbers)
 	}
+	var conn syscall.RawConn
+	if err == nil {
+		conn, err = group.SyscallConn()
+	}
 	if err != nil {
 		return nil, errors.Join(err, group.Close(), j.Close())
 	}
@@ -45,7 +50,7 @@ func Serve(group *os.File, j *inflight.Table, log *slog.Logger) (*Server, error)
 		group: group, table: j, log: log, self: int32(os.Getpid()), numbers: numbers,
 		loop: make(chan struct{}), Requests: ondemand.NewRequests(log, true), attached: map[inode]*attached{},
 	}
-	go s.read()
+	go s.read(conn)
 	return s, nil
 }
 
@@ -77,11 +82,11 @@ func (s *Server) Drain() {
 
 // read is the loop. It never fills itself: a fill's own write may raise an
 // event that only the loop can answer.
-func (s *Server) read() {
+func (s *Server) read(conn syscall.RawConn) {
 	defer close(s.loop)
 	pace := ondemand.Pace{Log: s.log, What: "a fanotify event"}
 	for {
-		err := s.readOnce()
+		err := s.readOnce(conn)
 		switch {
 		case err == nil:
 			pace.Good()
@@ -98,13 +103,9 @@ func (s *Server) read() {
 
 // readOnce waits for events, reads and takes them. Reading and taking hold
 // s.numbering, as answering dead events does: see number.
-func (s *Server) readOnce() error {
-	conn, err := s.group.SyscallConn()
-	if err != nil {
-		return err
-	}
+func (s *Server) readOnce(conn syscall.RawConn) error {
 	var readErr error
-	err = conn.Read(func(fd uintptr) bool {
+	err := conn.Read(func(fd uintptr) bool {
 		s.numbering.Lock()
 		defer s.numbering.Unlock()
 		var n int
