@@ -168,13 +168,22 @@ func TestDeadKeeperIsReplaced(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		held, err := k.adopt()
-		if err != nil || len(held) != 2 {
-			t.Errorf("keeper %d: %v, %v", i, held, err)
-		}
+		holds(t, k, 2)
 		if err := k.end(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// holds compares how many descriptors a keeper holds by itself.
+func holds(t *testing.T, k *keeper, want int) {
+	t.Helper()
+	held, err := k.adopt()
+	if err != nil || len(held) != want {
+		t.Errorf("a keeper holds %v, not %d, %v", held, want, err)
+	}
+	for _, h := range held {
+		h.file.Close()
 	}
 }
 
@@ -213,13 +222,7 @@ func TestMissingKeeperIsTriedAgain(t *testing.T) {
 		s.mu.Lock()
 		k := s.keepers[i]
 		s.mu.Unlock()
-		held, err := k.adopt()
-		if err != nil || len(held) != 2 {
-			t.Errorf("keeper %d holds %v, %v", i, held, err)
-		}
-		for _, h := range held {
-			h.file.Close()
-		}
+		holds(t, k, 2)
 	}
 	if err := s.ReleaseAll(); err != nil {
 		t.Error(err)
