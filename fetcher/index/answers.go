@@ -53,7 +53,7 @@ func (s *answers) get(ctx context.Context, repo *registry.Repository, image dige
 		return a
 	}
 	a, err := once(ctx, &s.asking, key, func(ctx context.Context) (answer, error) {
-		artifact, err := Find(ctx, repo, image)
+		artifact, err := findArtifact(ctx, repo, image)
 		a := answer{artifact: artifact, err: err, at: time.Now()}
 		if err == nil || errors.Is(err, ErrNone) {
 			s.remember(key, a)

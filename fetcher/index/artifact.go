@@ -38,9 +38,9 @@ type Artifact struct {
 	prediction v1.Descriptor
 }
 
-// Find looks for an image's index in its repository. It fails with ErrNone
+// findArtifact looks for an image's index in its repository. It fails with ErrNone
 // where there is none.
-func Find(ctx context.Context, repo *registry.Repository, image digest.Digest) (*Artifact, error) {
+func findArtifact(ctx context.Context, repo *registry.Repository, image digest.Digest) (*Artifact, error) {
 	list, err := repo.Referrers(ctx, image, ArtifactType)
 	if err != nil {
 		return nil, err
@@ -113,8 +113,8 @@ func (a *Artifact) FetchPrediction(ctx context.Context, repo *registry.Repositor
 	return decodePrediction(b)
 }
 
-// FetchHead reads the head of a layer's index, verified.
-func FetchHead(ctx context.Context, repo *registry.Repository, e Entry) ([]byte, error) {
+// fetchHeadOf reads the head of a layer's index, verified.
+func fetchHeadOf(ctx context.Context, repo *registry.Repository, e Entry) ([]byte, error) {
 	head, err := repo.Content(e.Content).ReadStart(ctx, e.HeadSize, func(b []byte) error {
 		if got := e.HeadDigest.Algorithm().FromBytes(b); got != e.HeadDigest {
 			return fmt.Errorf("%w: head has digest %s", ErrFormat, got)

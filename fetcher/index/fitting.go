@@ -64,7 +64,7 @@ func (r *Resolver) FindFitting(ctx context.Context, w Want, fit *Fit, damaged, i
 		if err := fit.refused(e.HeadDigest); err != nil {
 			return err
 		}
-		b, err := FetchHead(ctx, repo, e)
+		b, err := fetchHeadOf(ctx, repo, e)
 		if err != nil {
 			return err
 		}

@@ -294,7 +294,7 @@ func TestImageToArtifactAndBack(t *testing.T) {
 	if err != nil || watched != 2 {
 		t.Fatal(watched, err)
 	}
-	if _, err := Find(t.Context(), image.Repo, image.Manifest.Digest); !errors.Is(err, ErrNone) {
+	if _, err := findArtifact(t.Context(), image.Repo, image.Manifest.Digest); !errors.Is(err, ErrNone) {
 		t.Fatalf("before the push: %v", err)
 	}
 	for _, packed := range layers {
@@ -341,15 +341,15 @@ func TestImageToArtifactAndBack(t *testing.T) {
 		reg.AddReferrers(image.Manifest.Digest, list)
 	}
 	put(v1.Descriptor{Digest: digest.FromString("another image")})
-	if _, err := Find(t.Context(), image.Repo, image.Manifest.Digest); !errors.Is(err, ErrFormat) {
+	if _, err := findArtifact(t.Context(), image.Repo, image.Manifest.Digest); !errors.Is(err, ErrFormat) {
 		t.Fatalf("artifact of another image: %v", err)
 	}
 	put(image.Manifest, v1.Descriptor{MediaType: "application/vnd.lacuna.index.erofs.v7", Digest: digest.FromString("later"), Size: 10})
-	found, err := Find(t.Context(), image.Repo, image.Manifest.Digest)
+	found, err := findArtifact(t.Context(), image.Repo, image.Manifest.Digest)
 	if err != nil || len(found.Entries) != 2 {
 		t.Fatal(found, err)
 	}
-	head, err := FetchHead(t.Context(), image.Repo, found.Entries[1])
+	head, err := fetchHeadOf(t.Context(), image.Repo, found.Entries[1])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -365,11 +365,11 @@ func TestImageToArtifactAndBack(t *testing.T) {
 	}
 	promise := found.Entries[0]
 	promise.HeadSize, promise.Content.Size = maxHead, maxHead
-	if _, err := FetchHead(t.Context(), image.Repo, promise); err == nil {
+	if _, err := fetchHeadOf(t.Context(), image.Repo, promise); err == nil {
 		t.Error("a head longer than its blob")
 	}
 	reg.Fail(registrytest.Flip)
-	if _, err := FetchHead(t.Context(), image.Repo, found.Entries[0]); !errors.Is(err, ErrFormat) {
+	if _, err := fetchHeadOf(t.Context(), image.Repo, found.Entries[0]); !errors.Is(err, ErrFormat) {
 		t.Errorf("a damaged head: %v", err)
 	}
 }
@@ -520,7 +520,7 @@ func TestLayerFromLiars(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	head, err := FetchHead(t.Context(), repo, entry)
+	head, err := fetchHeadOf(t.Context(), repo, entry)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -79,7 +79,7 @@ func (r *Resolver) Fetch(ctx context.Context, w Want) error {
 // stores nothing.
 func (r *Resolver) Published(ctx context.Context, w Want) (head *Head, err error) {
 	err = r.published(ctx, w, func(repo *registry.Repository, e Entry) error {
-		b, err := FetchHead(ctx, repo, e)
+		b, err := fetchHeadOf(ctx, repo, e)
 		if err == nil {
 			head, err = decodeFor(b, w.Layer)
 		}
@@ -147,7 +147,7 @@ func (r *Resolver) fetchHead(ctx context.Context, ref string, e Entry) error {
 		if err != nil {
 			return none{}, err
 		}
-		b, err := FetchHead(ctx, repo, e)
+		b, err := fetchHeadOf(ctx, repo, e)
 		if err != nil {
 			return none{}, err
 		}
